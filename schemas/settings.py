@@ -1,0 +1,357 @@
+"""Settings, read once at start and passed down. Each is an environment variable; `docs/settings.md` lists them all.
+
+Groups end in two underscores: `EDGE_UPSTREAM__CONNECT_TIMEOUT_S`. A variable under one of our prefixes that names no
+setting stops start-up: a mistyped bound that silently keeps its default is worse than no start.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+S = TypeVar("S", bound=BaseSettings)
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class SettingsError(ValueError):
+    """A setting has a value it may not have, or a name that none has. The message names it and what would be right."""
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL with a host")
+    return value.rstrip("/")
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RedisSettings(Group):
+    url: SecretStr | None = Field(
+        None, description="redis:// or rediss:// address with password; left out: the embedded Valkey"
+    )
+
+
+class ClickHouseSettings(Group):
+    host: str | None = Field(None, description="native-protocol host; left out: the embedded ClickHouse")
+    port: Port = Field(9000, description="native-protocol port")
+    user: str = Field("heliograph", description="user with all rights on the database")
+    password: SecretStr = Field(SecretStr(""), description="its password")
+    database: str = Field("heliograph", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="database of all our tables")
+    secure: bool = Field(False, description="speak TLS")
+    connect_timeout_s: Seconds = Field(3, description="longest wait for a connection, s")
+    query_timeout_s: Seconds = Field(30, description="longest wait for an answer, s")
+    replicated: bool = Field(False, description="make Replicated… tables (a cluster with a keeper)")
+
+
+class RetentionSettings(Group):
+    requests_days: int = Field(90, ge=1, le=3650, description="days a request's row is kept; whole partitions go")
+    bodies_days: int = Field(30, ge=1, le=3650, description="days its bodies are kept")
+    rollup_days: int = Field(730, ge=1, le=3650, description="days the rollups are kept")
+    dead_letter_days: int = Field(30, ge=1, le=3650, description="days a dead letter is kept")
+
+
+class SpoolSettings(Group):
+    linger_ms: float = Field(10, gt=0, le=1000, description="longest time an event waits for its group write, ms")
+    queue_bytes_max: int = Field(
+        32 * MIB,
+        ge=MIB,
+        description="events waiting for the disk, bytes; beyond it the end of a call waits for the next group",
+    )
+    segment_bytes: int = Field(
+        16 * MIB, ge=64 * KIB, description="size at which a spool file is closed and the next begun, bytes"
+    )
+    bytes_max: int = Field(
+        10 * GIB,
+        ge=16 * MIB,
+        description="spool on disk, bytes; from nine tenths on without bodies, beyond it events are dropped and counted",
+    )
+    fsync: Literal["group", "never"] = Field(
+        "group",
+        description="group: each group write reaches the disk (survives power loss); never: it reaches the system",
+    )
+
+
+class SharedSettings(BaseSettings):
+    """What more than one service needs to know."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HELIOGRAPH_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        env_ignore_empty=True,
+    )
+
+    data_dir: Path = Field(Path(".heliograph"), description="folder of everything kept on this machine")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="form of a log line")
+    database_url: SecretStr | None = Field(
+        None, description="control data, as SQLAlchemy writes it; left out: SQLite in the data folder"
+    )
+    redis: RedisSettings = RedisSettings()
+    clickhouse: ClickHouseSettings = ClickHouseSettings()
+    retention: RetentionSettings = RetentionSettings()
+    spool: SpoolSettings = SpoolSettings()
+
+
+class ProviderSettings(Group):
+    base_url: HttpUrl | None = Field(
+        None,
+        description="where this provider is, in place of the catalogue's; private addresses are allowed here",
+    )
+    shape: Literal["openai", "anthropic", "gemini", "bedrock", "cohere"] | None = Field(
+        None, description="API a provider of your own speaks (left out: the catalogue's, or openai)"
+    )
+    parts: dict[str, str] = Field({}, description="fills the catalogue's template, as …__PARTS__RESOURCE=my-resource")
+
+
+class BoundSettings(Group):
+    body_bytes: int = Field(20 * MIB, ge=KIB, description="largest request body, bytes")
+    headers: int = Field(200, ge=10, description="most headers of a request")
+    header_bytes: int = Field(64 * KIB, ge=KIB, description="largest request head, bytes")
+    path_bytes: int = Field(8 * KIB, ge=256, description="longest path with query, bytes")
+    properties: int = Field(64, ge=0, description="most custom properties of a call")
+    property_bytes: int = Field(KIB, ge=16, description="longest value of a property, id or name, bytes")
+    calls: int = Field(4096, ge=1, description="calls in flight in one process; more are refused with 503")
+    head_timeout_s: Seconds = Field(30, le=60, description="time a client has to send a whole head, s")
+    body_timeout_s: Seconds = Field(60, description="longest silence while a client sends its body, s")
+    send_timeout_s: Seconds = Field(300, description="longest wait for a client that does not read its answer, s")
+
+
+class CaptureSettings(Group):
+    head_bytes: int = Field(MIB, ge=0, description="bytes kept of a body's beginning, per body")
+    tail_bytes: int = Field(64 * KIB, ge=0, description="bytes kept of a longer body's end")
+    decoded_bytes_max: int = Field(
+        64 * MIB, ge=MIB, description="most bytes a compressed body is unpacked to for the record"
+    )
+
+
+class UpstreamSettings(Group):
+    client: Literal["pool", "httpx"] = Field("pool", description="our own connection pool, or stock httpx")
+    proxy_url: SecretStr | None = Field(None, description="outbound HTTP proxy; calls then go through httpx")
+    ca_file: Path | None = Field(None, description="certificates to trust beside the public ones (PEM)")
+    connect_timeout_s: Seconds = Field(5, description="longest wait for a connection and its TLS, s")
+    first_byte_timeout_s: Seconds = Field(600, description="longest wait for an answer's head, s")
+    idle_timeout_s: Seconds = Field(300, description="longest silence inside an answer or while sending, s")
+    total_timeout_s: Seconds = Field(1800, description="longest call, s")
+    connections_per_host: int = Field(1024, ge=1, description="open connections to one host, per process")
+    connections: int = Field(4096, ge=1, description="open connections in all, per process")
+    waiting: int = Field(4096, ge=0, description="calls that may wait for a connection; more are refused with 503")
+    keep_alive_s: Seconds = Field(30, description="how long an idle connection is kept, s")
+    head_bytes: int = Field(256 * KIB, ge=KIB, description="largest answer head, bytes")
+    buffer_bytes: int = Field(
+        256 * KIB, ge=16 * KIB, description="bytes held for a slow client before the provider is paused"
+    )
+
+
+class EdgeSettings(BaseSettings):
+    """The hot path."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EDGE_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    host: str = Field("127.0.0.1", description="address the proxy listens on")
+    port: Port = Field(8787, description="port the proxy listens on")
+    workers: int = Field(1, ge=1, le=64, description="processes; each has a spool of its own")
+    auth: Literal["required", "optional"] = Field(
+        "required", description="optional: a call without a key belongs to the default project"
+    )
+    snapshot_poll_s: Seconds = Field(5, description="how often keys are compared with Redis besides its messages, s")
+    allowed_targets: list[str] = Field(
+        [],
+        description='hosts beside the catalogue\'s that Helicone-Target-Url may name, as JSON: ["llm.example.com"]',
+    )
+    allowed_networks: list[IPv4Network | IPv6Network] = Field(
+        [], description='private networks those hosts may be in, as JSON: ["10.1.0.0/16"]'
+    )
+    providers: dict[str, ProviderSettings] = Field({}, description="<ID> is the provider's id, hyphens as underscores")
+    bounds: BoundSettings = BoundSettings()
+    capture: CaptureSettings = CaptureSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+
+
+class PlannerSettings(BaseSettings):
+    """Cuts the log into batches and sees each of them into the ledger."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PLANNER_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    linger_ms: float = Field(
+        250, gt=0, le=60_000, description="longest time an event waits for its batch to be cut, ms"
+    )
+    poll_ms: float = Field(50, gt=0, le=10_000, description="how often the log and the ledger are looked at, ms")
+    batch_events: int = Field(2000, ge=1, le=100_000, description="most events of a batch")
+    batch_bytes: int = Field(32 * MIB, ge=MIB, description="most bytes of a batch, where the log can tell them")
+    outstanding: int = Field(
+        64, ge=1, le=256, description="batches handed out and not yet in the ledger, per partition"
+    )
+    overdue_s: Seconds = Field(25, description="after this a batch not in the ledger is handed out again, s")
+    dead_ratio_max: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of dead letters at which planning pauses until `heliograph plan resume`",
+    )
+    dead_window: int = Field(200, ge=1, description="events over which that share is taken, at least")
+
+
+class WorkerSettings(BaseSettings):
+    """Celery workers: batches into rows."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="WORKER_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    processes: int = Field(2, ge=1, le=64, description="worker processes")
+    visibility_timeout_s: int = Field(
+        60, ge=10, description="after this Redis gives an unacknowledged task to another worker, s"
+    )
+    time_limit_s: int = Field(50, ge=5, description="a task that runs longer is ended, s; below the visibility timeout")
+    tasks_per_process: int = Field(20_000, ge=1, description="tasks after which a worker process is replaced")
+    price_overrides: Path | None = Field(None, description="file of prices of your own (docs/pricing.md)")
+
+
+class ControlSettings(BaseSettings):
+    """The API that people and dashboards read."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CONTROL_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    host: str = Field("127.0.0.1", description="address the API listens on")
+    port: Port = Field(8585, description="port the API listens on")
+    auth: Literal["required", "local"] = Field(
+        "required",
+        description="local: a caller on this machine's loopback may read the default project without a key",
+    )
+    query_timeout_s: Seconds = Field(10, description="longest query, s")
+    query_rows_max: int = Field(1000, ge=1, le=100_000, description="most rows of one page")
+    default_range_days: int = Field(30, ge=1, description="time range of a query that names none, days")
+    freshness_ready_s: Seconds = Field(
+        60, description="/readyz says not ready when the oldest unstored event is older, s"
+    )
+
+
+class MetricsSettings(BaseSettings):
+    """The Prometheus page of this machine."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="METRICS_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    host: str = Field("127.0.0.1", description="address the page listens on")
+    port: Port = Field(9464, description="port the page listens on")
+
+
+ALL: tuple[type[BaseSettings], ...] = (
+    SharedSettings,
+    EdgeSettings,
+    PlannerSettings,
+    WorkerSettings,
+    ControlSettings,
+    MetricsSettings,
+)
+
+
+class Setting(BaseModel):
+    """One line of docs/settings.md."""
+
+    variable: str
+    default: str
+    meaning: str
+
+
+def settings_list(group: type[BaseModel], prefix: str) -> Iterator[Setting]:
+    """Every setting below a group, in the order of the code. `<ID>` and `<NAME>` stand for names of your own."""
+    for name, field in group.model_fields.items():
+        variable = prefix + name.upper()
+        inner = _group_of(field)
+        if inner is not None:
+            keyed = get_origin(field.annotation) is dict
+            yield from settings_list(inner, f"{variable}__<ID>__" if keyed else f"{variable}__")
+        elif get_origin(field.annotation) is dict:
+            yield Setting(variable=f"{variable}__<NAME>", default="", meaning=field.description or "")
+        else:
+            yield Setting(variable=variable, default=_shown(field), meaning=field.description or "")
+
+
+def _group_of(field: FieldInfo) -> type[Group] | None:
+    candidates = [field.annotation, *get_args(field.annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Group)), None)
+
+
+def _shown(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if value is None or value == "" or value == [] or value == {}:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def prefix_of(settings: type[BaseSettings]) -> str:
+    return str(settings.model_config["env_prefix"])
+
+
+def load(settings: type[S], environment: Mapping[str, str] | None = None) -> S:
+    """Read one group of settings from the environment.
+
+    Raises:
+        SettingsError: names each variable, its value and what would be right.
+    """
+    check_names(os.environ if environment is None else environment)
+    try:
+        return settings()
+    except ValidationError as error:
+        prefix = prefix_of(settings)
+        lines = []
+        for problem in error.errors(include_url=False):
+            variable = prefix + "__".join(str(part) for part in problem["loc"]).upper()
+            given = "" if _is_secret(variable) else f" = {problem['input']!r}"
+            lines.append(f"{variable}{given}: {problem['msg'].removeprefix('Value error, ')}")
+        raise SettingsError("\n".join(lines)) from None
+
+
+def check_names(environment: Mapping[str, str]) -> None:
+    """Refuse variables that carry one of our prefixes and name no setting.
+
+    Raises:
+        SettingsError: names the variable and the nearest right name.
+    """
+    prefixes = tuple(prefix_of(settings) for settings in ALL)
+    known = [line.variable for settings in ALL for line in settings_list(settings, prefix_of(settings))]
+    patterns = [re.compile(re.sub("<[A-Z]+>", r"[A-Z0-9_]+?", name) + "$") for name in known]
+    lines = []
+    for variable in environment:
+        name = variable.upper()
+        if name.startswith(prefixes) and not any(pattern.match(name) for pattern in patterns):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else "see docs/settings.md"
+            lines.append(f"{variable}: there is no such setting; {hint}")
+    if lines:
+        raise SettingsError("\n".join(lines))
+
+
+def _is_secret(variable: str) -> bool:
+    return any(word in variable for word in ("PASSWORD", "URL", "KEY", "SECRET"))
