@@ -1,7 +1,7 @@
 """What a log is, to those who plan its batches and to those who read them: the spool here, Kafka on a cluster.
 
-Offsets count records within a partition and only grow. A range may have holes (Kafka's transaction markers, a spool that
-was opened again after power loss), so a batch says how many events it held only once it has been read.
+Offsets count records within a partition and only grow. A range may have holes (Kafka's transaction markers, a spool
+that was opened again after power loss), so a batch says how many events it held only once it has been read.
 """
 
 from collections.abc import Sequence

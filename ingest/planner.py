@@ -1,0 +1,229 @@
+"""Cuts the log into batches, hands them out, and sees each of them into the ledger.
+
+One turn, for each partition:
+
+1. Ask the ledger which outstanding batches are done; commit the highest contiguous one, which frees the log before it.
+2. Cut new batches up to the log's end, when enough events or enough time have gathered.
+3. Write the new boundaries down. Only then
+4. hand the batches out, and again those that are overdue.
+
+A batch may so be handed out twice, never with other boundaries: what makes a repeat harmless is the worker's side.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from ingest import metrics
+from ingest.clickhouse import StoreError
+from ingest.log import Log, LogError, Plan
+from schemas.batch import Batch, Confirmation, Partition
+from schemas.settings import PlannerSettings
+
+log = logging.getLogger("heliograph.planner")
+
+_IDLE_LEDGER_S = 1.0
+_TROUBLE_PAUSE_S = 0.5
+_CUTS_MAX = 256
+
+
+class Ledger(Protocol):
+    """What the planner asks of the store. Blocking; called in a thread."""
+
+    def confirmed(self, where: Partition, since: int) -> Sequence[Confirmation]:
+        """The batches of a partition in the ledger that begin at `since` or later."""
+        ...
+
+
+HandOut = Callable[[Batch], None]
+"""Gives a batch to the workers, once; blocking, raises when it cannot."""
+
+
+class _Outstanding(msgspec.Struct):
+    batch: Batch
+    handed_at: float
+    times: int = 1
+
+
+class _Lane(msgspec.Struct):
+    """What the planner knows of one partition. All of it can be had again from the plan and the ledger."""
+
+    plan: Plan
+    outstanding: dict[int, _Outstanding] = {}
+    """By first offset."""
+    done: set[int] = set()
+    """First offsets of batches in the ledger that wait for an older one."""
+    waiting_since: float | None = None
+    """When the oldest uncut event was first seen."""
+    recent: list[Confirmation] = []
+
+
+class Planner:
+    def __init__(self, log_: Log, ledger: Ledger, hand_out: HandOut, settings: PlannerSettings) -> None:
+        self._log = log_
+        self._ledger = ledger
+        self._hand_out = hand_out
+        self._settings = settings
+        self._lanes: dict[Partition, _Lane] = {}
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Turn until `stop`. Trouble from outside is said once and tried again; it never ends the planner."""
+        trouble: str | None = None
+        while not self._stopping.is_set():
+            pause_s = self._settings.poll_ms / 1000
+            try:
+                await self.turn()
+                if trouble is not None:
+                    log.info("planning goes on", extra={"after": trouble})
+                trouble = None
+            except (LogError, StoreError, OSError) as error:
+                pause_s = _TROUBLE_PAUSE_S
+                metrics.planner_trouble.labels(type(error).__name__).inc()
+                if str(error) != trouble:
+                    log.warning("planning waits", extra={"error": str(error)})
+                trouble = str(error)
+            try:
+                await asyncio.wait_for(self._stopping.wait(), pause_s)
+            except TimeoutError:
+                continue
+
+    def stop(self) -> None:
+        """Finish the turn, then end. What is handed out stays so; the plan says what."""
+        self._stopping.set()
+
+    async def turn(self) -> None:
+        """One turn over all partitions.
+
+        Raises:
+            LogError, StoreError: of the first partition that failed; the others had their turn.
+        """
+        first_error: Exception | None = None
+        for partition in await self._log.partitions():
+            try:
+                await self._turn(partition)
+            except (LogError, StoreError, OSError) as error:
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+
+    async def _turn(self, partition: Partition) -> None:
+        lane = self._lanes.get(partition)
+        if lane is None:
+            lane = self._lanes[partition] = _Lane(await self._log.load_plan(partition))
+            # After a restart nobody knows what was handed out: the ledger is asked first, the rest goes out again.
+            lane.outstanding = {b.first: _Outstanding(b, 0.0, 0) for b in lane.plan.batches(partition)}
+        if lane.plan.paused and (await self._log.load_plan(partition)).paused is None:
+            lane.plan = msgspec.structs.replace(lane.plan, paused=None)
+            log.info("planning is resumed", extra={"partition": str(partition)})
+        try:
+            await self._settle(partition, lane)
+        finally:
+            # Even when the ledger does not answer, events must be cut while there is room for more batches.
+            await self._plan(partition, lane)
+        await self._hand_out_due(lane)
+
+    async def _settle(self, partition: Partition, lane: _Lane) -> None:
+        """Step 1."""
+        if not lane.outstanding:
+            return
+        confirmed = await asyncio.to_thread(self._ledger.confirmed, partition, min(lane.outstanding))
+        for confirmation in confirmed:
+            if lane.outstanding.pop(confirmation.batch.first, None) is not None:
+                lane.done.add(confirmation.batch.first)
+                lane.recent.append(confirmation)
+                metrics.batches_confirmed.inc()
+        batches = lane.plan.batches(partition)
+        contiguous = 0
+        while contiguous < len(batches) and batches[contiguous].first in lane.done:
+            contiguous += 1
+        if contiguous:
+            plan = msgspec.structs.replace(
+                lane.plan, committed=lane.plan.cuts[contiguous - 1], cuts=lane.plan.cuts[contiguous:]
+            )
+            await self._log.save_plan(partition, plan)
+            lane.plan = plan
+            lane.done.difference_update(b.first for b in batches[:contiguous])
+        await self._watch_dead_letters(partition, lane)
+
+    async def _plan(self, partition: Partition, lane: _Lane) -> None:
+        """Steps 2 and 3."""
+        end = await self._log.end(partition)
+        start = lane.plan.planned
+        metrics.lag_events.labels(str(partition)).set(end - lane.plan.committed)
+        if end <= start:
+            lane.waiting_since = None
+            return
+        now = time.monotonic()
+        lane.waiting_since = lane.waiting_since or now
+        lingered = (now - lane.waiting_since) * 1000 >= self._settings.linger_ms
+        if lane.plan.paused or not (lingered or end - start >= self._settings.batch_events):
+            return
+        cuts: list[int] = []
+        room = min(self._settings.outstanding, _CUTS_MAX) - len(lane.plan.cuts)
+        while start < end and len(cuts) < room:
+            if not lingered and end - start < self._settings.batch_events:
+                break
+            start = await self._log.cut(partition, start=start, end=end)
+            cuts.append(start)
+        if not cuts:
+            return
+        plan = msgspec.structs.replace(lane.plan, cuts=(*lane.plan.cuts, *cuts))
+        await self._log.save_plan(partition, plan)
+        known = len(lane.plan.cuts)
+        lane.plan = plan
+        lane.waiting_since = None if start >= end else now
+        for batch in plan.batches(partition)[known:]:
+            lane.outstanding[batch.first] = _Outstanding(batch, 0.0, 0)
+            metrics.batches_planned.inc()
+            metrics.events_planned.inc(batch.next_offset - batch.first)
+
+    async def _hand_out_due(self, lane: _Lane) -> None:
+        """Step 4."""
+        for waiting in sorted(lane.outstanding.values(), key=lambda o: o.batch.first):
+            now = time.monotonic()
+            if waiting.times and now - waiting.handed_at < self._settings.overdue_s:
+                continue
+            if waiting.times:
+                metrics.batches_overdue.inc()
+                log.warning(
+                    "a batch is overdue and handed out again",
+                    extra={"batch": waiting.batch.token, "times": waiting.times + 1},
+                )
+            await asyncio.to_thread(self._hand_out, waiting.batch)
+            waiting.handed_at = time.monotonic()
+            waiting.times += 1
+
+    async def _watch_dead_letters(self, partition: Partition, lane: _Lane) -> None:
+        """Pause when too many events die: a bad deploy must not send a whole log to the dead letters."""
+        window = 0
+        keep = len(lane.recent)
+        while keep and window < self._settings.dead_window:
+            keep -= 1
+            window += lane.recent[keep].events
+        del lane.recent[:keep]
+        dead = sum(confirmation.dead_lettered for confirmation in lane.recent)
+        if lane.plan.paused or window < self._settings.dead_window or dead < window * self._settings.dead_ratio_max:
+            return
+        reason = f"{dead} of the last {window} events of {partition} became dead letters"
+        plan = msgspec.structs.replace(lane.plan, paused=reason)
+        await self._log.save_plan(partition, plan)
+        lane.plan = plan
+        lane.recent.clear()
+        log.error("planning is paused; mend the cause, then: heliograph plan resume", extra={"reason": reason})
+
+
+async def resume(log_: Log) -> list[str]:
+    """Let paused partitions be planned again; gives the reasons they were paused for. A running planner sees it at its
+    next turn."""
+    reasons = []
+    for partition in await log_.partitions():
+        plan = await log_.load_plan(partition)
+        if plan.paused is not None:
+            reasons.append(plan.paused)
+            await log_.save_plan(partition, msgspec.structs.replace(plan, paused=None))
+    return reasons

@@ -1,0 +1,289 @@
+"""The spool's writing side: one per edge process, the first durable place of every event.
+
+Events are appended to a list on the event loop; a thread takes the whole list every few milliseconds, writes it once
+and syncs it once. What a `kill -9` can lose is what was in that list: at most `linger_ms` of events.
+
+When the disk is the limit: a full list makes the end of a call wait for the next group. When the folder is the limit
+(nothing takes the events away): from nine tenths of `bytes_max` on events go in without their bodies, beyond it they
+are dropped, counted in `dropped` and said in the log. A call itself is never refused for it.
+"""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Literal
+
+from ingest import frames
+from ingest.spool_plan import read_plan
+from schemas.settings import SpoolSettings
+
+log = logging.getLogger("heliograph.spool")
+
+Level = Literal["normal", "no_bodies", "full"]
+
+_RETRY_S = 0.5
+_CLOSE_TIMEOUT_S = 10.0
+_RECOUNT_S = 1.0
+
+
+class SpoolError(Exception):
+    """The spool cannot be opened. The message says why and what to do."""
+
+
+class Spool:
+    """An open spool. `append` belongs to one event loop; the rest is the writer thread's."""
+
+    def __init__(self, folder: Path, lock: int, settings: SpoolSettings) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.level: Level = "normal"
+        self.disk_bytes = 0
+        # Two counters, each with one writing thread: a shared one would lose additions.
+        self._appended_bytes = 0
+        self._written_bytes = 0
+        self._lock = lock
+        self._pending: list[bytes] = []
+        self._wake = threading.Event()
+        self._stopping = False
+        self._failing = False
+        self._room: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self.id = _identity(folder)
+        self.dropped = dropped_events(folder)
+        """Events refused because the spool was full, since it was made."""
+        self._descriptor, self._segment_bytes, self.durable = _recover(folder)
+        """`durable`: the next offset after the newest event on disk."""
+        self._recount()
+        self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
+        self._thread.start()
+
+    def append(self, payload: bytes) -> bool:
+        """Take an event; it is durable within `linger_ms`. False: the spool is full and the event was dropped."""
+        if self.level == "full" or (self._failing and self.queue_bytes > self.settings.queue_bytes_max):
+            self.dropped += 1
+            return False
+        self._pending += (frames.header(payload), payload)
+        self._appended_bytes += len(payload) + frames.HEADER_BYTES
+        if not self._wake.is_set():
+            self._wake.set()
+        return True
+
+    @property
+    def queue_bytes(self) -> int:
+        """Bytes that wait for the disk."""
+        return self._appended_bytes - self._written_bytes
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the list is full: the caller should wait for `room`."""
+        return self.queue_bytes > self.settings.queue_bytes_max and not self._failing
+
+    async def room(self) -> None:
+        """Wait until the writer has taken the list."""
+        while self.crowded:
+            if self._room is None:
+                self._room = self._loop.create_future()
+            await asyncio.shield(self._room)
+
+    async def close(self) -> None:
+        """Write what is left, then let go of the folder."""
+        self._stopping = True
+        self._wake.set()
+        await asyncio.to_thread(self._thread.join, _CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            log.error("the spool's last events could not be written", extra={"bytes": self.queue_bytes})
+            return
+        os.close(self._descriptor)
+        os.close(self._lock)
+
+    def __repr__(self) -> str:
+        return (
+            f"Spool({self.folder.name}, durable={self.durable}, queue_bytes={self.queue_bytes}, "
+            f"disk_bytes={self.disk_bytes}, level={self.level}, dropped={self.dropped})"
+        )
+
+    # The writer thread. It competes with a busy loop for the interpreter and may wait for it each time, so it needs it
+    # only around the write: once to take the list, once to say that it is on disk.
+
+    def _run(self) -> None:
+        linger_s = self.settings.linger_ms / 1000
+        counted_at = dropped_noted = 0.0
+        while not (self._stopping and not self._pending):
+            # Woken at least once a second, since what the planner frees is only seen by looking.
+            if self._wake.wait(_RECOUNT_S):
+                self._wake.clear()
+                if not self._stopping:
+                    time.sleep(linger_s)
+            now = time.monotonic()
+            if now - counted_at > _RECOUNT_S:
+                counted_at = now
+                self._recount()
+                if self.dropped != dropped_noted:
+                    dropped_noted = self.dropped
+                    self._note_dropped()
+            if self._pending:
+                self._write_group()
+
+    def _write_group(self) -> None:
+        # Appending only ever adds behind `count`, so taking the front needs no lock.
+        count = len(self._pending)
+        data = b"".join(self._pending[:count])
+        while not self._write(data):
+            if self._stopping:
+                log.error("events lost at stop: the disk did not take them", extra={"events": count // 2})
+                break
+            time.sleep(_RETRY_S)
+        del self._pending[:count]
+        self.durable += count // 2
+        self._written_bytes += len(data)
+        self.disk_bytes += len(data)
+        if self._room is not None and self.queue_bytes <= self.settings.queue_bytes_max:
+            self._loop.call_soon_threadsafe(self._open_room)
+        if self._segment_bytes >= self.settings.segment_bytes:
+            self._rotate()
+
+    def _write(self, data: bytes) -> bool:
+        """Whether all of it is in the file; if not, nothing is."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            if self.settings.fsync == "group":
+                os.fdatasync(self._descriptor)
+        except OSError as error:
+            if not self._failing:
+                log.error("the spool's disk does not take events; trying on", extra={"error": str(error)})
+            self._failing = True
+            os.ftruncate(self._descriptor, self._segment_bytes)
+            return False
+        if self._failing:
+            log.warning("the spool's disk takes events again")
+            self._failing = False
+        self._segment_bytes += len(data)
+        return True
+
+    def _rotate(self) -> None:
+        try:
+            descriptor = _open_segment(self.folder, self.durable)
+        except OSError as error:
+            log.error("no new spool file could be made; going on with the old", extra={"error": str(error)})
+            return
+        os.close(self._descriptor)
+        self._descriptor, self._segment_bytes = descriptor, 0
+
+    def _recount(self) -> None:
+        self.disk_bytes = sum(_size(segment.path) for segment in frames.segments(self.folder))
+        limit = self.settings.bytes_max
+        level: Level = (
+            "full" if self.disk_bytes >= limit else "no_bodies" if self.disk_bytes >= 0.9 * limit else "normal"
+        )
+        if level != self.level:
+            detail = {"disk_bytes": self.disk_bytes, "bytes_max": limit, "dropped": self.dropped}
+            say = {
+                "full": "the spool is full: events are dropped and counted until batches are stored again",
+                "no_bodies": "the spool is nearly full: events go in without their bodies",
+                "normal": "the spool has room again",
+            }
+            log.warning(say[level], extra=detail)
+            self.level = level
+
+    def _note_dropped(self) -> None:
+        try:
+            (self.folder / "dropped.json").write_text(json.dumps({"events": self.dropped}))
+        except OSError as error:
+            log.error("the count of dropped events could not be kept", extra={"error": str(error)})
+
+    def _open_room(self) -> None:
+        if self._room is not None and not self.crowded:
+            self._room.set_result(None)
+            self._room = None
+
+
+def open_spool(root: Path, settings: SpoolSettings) -> Spool:
+    """Open the first spool below `root` that no living process holds, or make one.
+
+    Raises:
+        SpoolError: the folder cannot be written.
+    """
+    for slot in range(1024):
+        folder = root / f"edge-{slot}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SpoolError(
+                f"the spool folder {folder} cannot be written ({error.strerror}); free or change HELIOGRAPH_DATA_DIR"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            continue
+        return Spool(folder, lock, settings)
+    raise SpoolError(f"every spool below {root} is held by another process")
+
+
+def dropped_events(folder: Path) -> int:
+    """Events a spool has dropped since it was made, as of its last second."""
+    try:
+        return int(json.loads((folder / "dropped.json").read_text())["events"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _identity(folder: Path) -> str:
+    path = folder / "id"
+    if not path.exists():
+        fresh = path.with_suffix(".new")
+        fresh.write_text(uuid.uuid4().hex[:16])
+        fresh.rename(path)
+    return path.read_text().strip()
+
+
+def _recover(folder: Path) -> tuple[int, int, int]:
+    """Open the newest segment for appending, without what a crash left half written. Gives descriptor, size, offset."""
+    existing = frames.segments(folder)
+    planned = read_plan(folder).planned
+    if existing:
+        newest = existing[-1]
+        descriptor = os.open(newest.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        size = os.fstat(descriptor).st_size
+        offset, good = newest.first, 0
+        for payload, whole in frames.payloads(os.pread(descriptor, size, 0)):
+            if not whole:
+                break
+            offset, good = offset + 1, good + frames.HEADER_BYTES + len(payload)
+        if good < size:
+            log.warning(
+                "the end of a spool file was damaged and is cut off",
+                extra={"file": newest.path.name, "bytes": size - good, "offset": offset},
+            )
+            os.ftruncate(descriptor, good)
+        # An offset that was ever planned is never given out again: its batch may stand in the ledger already.
+        if offset >= planned:
+            return descriptor, good, offset
+        os.close(descriptor)
+    return _open_segment(folder, planned), 0, planned
+
+
+def _open_segment(folder: Path, first: int) -> int:
+    descriptor = os.open(
+        frames.segment_path(folder, first), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+    )
+    directory = os.open(folder, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+    return descriptor
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # freed since it was listed
+        return 0
