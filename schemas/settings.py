@@ -125,7 +125,8 @@ class ProviderSettings(Group):
 
 
 class BoundSettings(Group):
-    body_bytes: int = Field(20 * MIB, ge=KIB, description="largest request body, bytes")
+    body_bytes: int = Field(20 * MIB, ge=KIB, description="largest JSON request body, bytes")
+    streamed_body_bytes: int = Field(GIB, ge=KIB, description="largest request body that is not JSON (files, audio), bytes")
     headers: int = Field(200, ge=10, description="most headers of a request")
     header_bytes: int = Field(64 * KIB, ge=KIB, description="largest request head, bytes")
     path_bytes: int = Field(8 * KIB, ge=256, description="longest path with query, bytes")

@@ -1,0 +1,98 @@
+"""What is kept of a body as it passes: its head, its tail and its size, content coding undone."""
+
+import zlib
+
+from schemas.event import Body
+from schemas.settings import CaptureSettings
+
+_STEP = 64 * 1024
+
+
+class Capture:
+    """Fed the pieces of one body; holds at most the head and the tail. The pieces themselves are never changed."""
+
+    __slots__ = ("_decoded", "_head", "_head_size", "_settings", "_tail", "_unpack", "left_out", "size")
+
+    def __init__(self, settings: CaptureSettings, coding: bytes = b"") -> None:
+        self._settings = settings
+        self._head: list[bytes] = []
+        self._head_size = 0
+        self._tail = bytearray()
+        self._decoded = 0
+        self.size = 0
+        self.left_out: str | None = None
+        self._unpack = None
+        if coding in (b"gzip", b"x-gzip"):
+            self._unpack = zlib.decompressobj(31)
+        elif coding == b"deflate":
+            self._unpack = _Deflate()
+        elif coding not in (b"", b"identity"):
+            self.left_out = "encoding"
+
+    def feed(self, piece: bytes) -> None:
+        if self._unpack is None:
+            self._keep(piece)
+            return
+        try:
+            data = self._unpack.decompress(piece, _STEP)
+            while data:
+                self._decoded += len(data)
+                self._keep(data)
+                if self._decoded > self._settings.decoded_bytes_max:
+                    self.left_out, self._unpack = "encoding", None
+                    return
+                data = self._unpack.decompress(self._unpack.unconsumed_tail, _STEP)
+        except zlib.error:
+            self.left_out, self._unpack = "encoding", None
+
+    def _keep(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self.left_out is not None:
+            return
+        room = self._settings.head_bytes - self._head_size
+        if room >= len(piece):
+            self._head.append(piece)
+            self._head_size += len(piece)
+            return
+        if room > 0:
+            self._head.append(piece[:room])
+            self._head_size += room
+            piece = piece[room:]
+        self._tail += piece
+        if len(self._tail) > 2 * self._settings.tail_bytes:
+            del self._tail[: -self._settings.tail_bytes or None]
+
+    def body(self, left_out: str | None = None) -> Body:
+        """What is kept. `left_out` says why nothing shall be."""
+        reason = left_out or self.left_out
+        if reason is not None:
+            return Body(size=self.size, left_out=reason)
+        head = self._head[0] if len(self._head) == 1 else b"".join(self._head)
+        if not self._tail:
+            return Body(size=self.size, head=head)
+        tail = bytes(self._tail[-self._settings.tail_bytes :]) if self._settings.tail_bytes else b""
+        if len(head) + len(tail) == self.size:
+            return Body(size=self.size, head=head + tail)
+        return Body(size=self.size, head=head, tail=tail)
+
+
+class _Deflate:
+    """`deflate` means zlib's format, but some servers send the bare stream: the first bytes tell."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj()
+        self._started = False
+
+    @property
+    def unconsumed_tail(self) -> bytes:
+        return self._inner.unconsumed_tail
+
+    def decompress(self, data: bytes, limit: int) -> bytes:
+        if self._started or not data:
+            return self._inner.decompress(data, limit)
+        self._started = True
+        try:
+            return self._inner.decompress(data, limit)
+        except zlib.error:
+            self._inner = zlib.decompressobj(-15)
+            return self._inner.decompress(data, limit)

@@ -1,0 +1,137 @@
+"""What the edge refuses or fails with, and how it says so in the caller's own API shape.
+
+EdgeError
+├── BadHeader            400 bad_header
+├── InvalidKey           401 invalid_key
+├── Forbidden            403 forbidden
+├── UnknownProvider      404 unknown_provider
+├── BodyTimeout          408 body_timeout
+├── BodyTooLarge         413 body_too_large
+├── PathTooLong          414 path_too_long
+├── HeadersTooLarge      431 headers_too_large
+├── BadFraming           400 bad_framing
+├── NotBuilt             501 not_built
+└── NotReady, Busy       503 not_ready, busy
+The upstream's own tree stands in upstream/protocol.py; `of_upstream` brings it here.
+"""
+
+import msgspec
+
+from edge.upstream.protocol import UpstreamError
+from schemas.apis import Shape
+
+
+class EdgeError(Exception):
+    """A failure of ours to name. `code` is both the client's error code and the metric label."""
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class BadHeader(EdgeError):
+    status, code = 400, "bad_header"
+
+    def __init__(self, name: str, value: str, accepted: str) -> None:
+        shown = value if len(value) <= 100 else value[:100] + "…"
+        super().__init__(f"Header {name} has the value {shown!r}; accepted: {accepted}.", param=name)
+
+
+class BadFraming(EdgeError):
+    status, code = 400, "bad_framing"
+
+
+class InvalidKey(EdgeError):
+    status, code = 401, "invalid_key"
+
+
+class Forbidden(EdgeError):
+    status, code = 403, "forbidden"
+
+
+class TargetRefused(EdgeError):
+    status, code = 403, "target_not_allowed"
+
+
+class UnknownProvider(EdgeError):
+    status, code = 404, "unknown_provider"
+
+
+class BodyTimeout(EdgeError):
+    status, code = 408, "body_timeout"
+
+
+class BodyTooLarge(EdgeError):
+    status, code = 413, "body_too_large"
+
+
+class PathTooLong(EdgeError):
+    status, code = 414, "path_too_long"
+
+
+class HeadersTooLarge(EdgeError):
+    status, code = 431, "headers_too_large"
+
+
+class NotBuilt(EdgeError):
+    status, code = 501, "not_built"
+
+
+class NotReady(EdgeError):
+    status, code = 503, "not_ready"
+
+
+class Busy(EdgeError):
+    status, code = 503, "busy"
+
+
+class UpstreamFailed(EdgeError):
+    """The provider could not be asked, or its answer broke off."""
+
+
+def of_upstream(error: UpstreamError) -> EdgeError:
+    ours = UpstreamFailed(str(error))
+    ours.status, ours.code = error.status, error.code
+    return ours
+
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def error_body(error: EdgeError, shape: Shape | None, request_id: str) -> bytes:
+    """The error as JSON in the shape of the API that was called."""
+    return msgspec.json.encode(_error_object(error, shape, request_id))
+
+
+def error_event(error: EdgeError, shape: Shape | None, request_id: str) -> bytes:
+    """The error as a server-sent event, for a stream that has begun."""
+    data = error_body(error, shape, request_id)
+    return b"event: error\ndata: " + data + b"\n\n"
+
+
+def _error_object(error: EdgeError, shape: Shape | None, request_id: str) -> dict[str, object]:
+    if shape == "anthropic":
+        kind = _ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        return {
+            "type": "error",
+            "error": {"type": kind, "message": error.message, "code": error.code},
+            "request_id": request_id,
+        }
+    if shape == "openai":
+        kind = _OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+        return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    return {"error": {"code": error.code, "message": error.message}}

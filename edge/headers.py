@@ -1,0 +1,432 @@
+"""What a call's headers say to us, and which of them go on to the provider. One pass over the list, no I/O."""
+
+import re
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from edge.errors import BadHeader, HeadersTooLarge
+from schemas.settings import BoundSettings
+
+Header = tuple[bytes, bytes]
+
+
+class Said:
+    """What the caller says of the call."""
+
+    __slots__ = (
+        "accepts",
+        "content_length",
+        "content_type",
+        "features",
+        "forward",
+        "host",
+        "key",
+        "model_override",
+        "name",
+        "omit_request",
+        "omit_response",
+        "parent_id",
+        "problem",
+        "properties",
+        "request_coding",
+        "request_id",
+        "secrets",
+        "session_id",
+        "session_name",
+        "session_path",
+        "speaks_anthropic",
+        "target_url",
+        "trace_id",
+        "transfer_coding",
+        "upgrade",
+        "user_id",
+    )
+
+    def __init__(self) -> None:
+        self.forward: list[Header] = []
+        """Headers for the provider, in order, without host, framing and what is ours."""
+        self.secrets: list[bytes] = []
+        """Credentials seen, for masking in what is recorded."""
+        self.properties: dict[str, str] = {}
+        self.features: dict[str, str] = {}
+        self.problem: BadHeader | HeadersTooLarge | None = None
+        """The first thing wrong with them. Kept rather than raised, so that the refusal has a row with its key."""
+        self.host = ""
+        self.content_type = ""
+        self.content_length: int | None = None
+        self.transfer_coding = False
+        self.request_coding = b""
+        self.accepts: bytes | None = None
+        self.upgrade = False
+        self.speaks_anthropic = False
+        self.key: str | None = None
+        self.user_id: str | None = None
+        self.session_id: str | None = None
+        self.session_path: str | None = None
+        self.session_name: str | None = None
+        self.name: str | None = None
+        self.request_id: str | None = None
+        self.model_override: str | None = None
+        self.omit_request = False
+        self.omit_response = False
+        self.target_url: str | None = None
+        self.trace_id: str | None = None
+        self.parent_id: str | None = None
+
+
+def read_headers(headers: Iterable[Header], bounds: BoundSettings) -> Said:
+    """Read a request's headers. What is wrong with them stands in `problem`."""
+    said = Said()
+    forward = said.forward
+    count = size = 0
+    listed: bytes | None = None
+    for header in headers:
+        name, value = header
+        count += 1
+        size += len(name) + len(value) + 4
+        rule = _RULES.get(name)
+        if rule is None and not name.startswith(_OURS):
+            forward.append(header)
+        elif rule is _LISTED:
+            listed = value
+        else:
+            try:
+                if rule is None:
+                    _read_ours(said, name, value, bounds)
+                elif rule(said, name, value):
+                    forward.append(header)
+            except BadHeader as problem:
+                said.problem = said.problem or problem
+    if count > bounds.headers or size > bounds.header_bytes:
+        said.problem = HeadersTooLarge(
+            f"The request's head has {count} headers of {size} bytes together; "
+            f"at most {bounds.headers} headers of {bounds.header_bytes} bytes are accepted."
+        )
+    if listed is not None and listed.lower() not in (b"keep-alive", b"close"):
+        named = {part.strip().lower() for part in listed.split(b",")}
+        said.upgrade = said.upgrade and b"upgrade" in named
+        said.forward = [header for header in forward if header[0] not in named]
+    else:
+        said.upgrade = False
+    return said
+
+
+# Rules for headers that are not ours by prefix: read what concerns us; True lets the header through to the provider.
+
+Rule = Callable[[Said, bytes, bytes], bool]
+
+
+def _drop(said: Said, name: bytes, value: bytes) -> bool:
+    return False
+
+
+def _listed(said: Said, name: bytes, value: bytes) -> bool:
+    return False
+
+
+_LISTED: Rule = _listed
+
+
+def _host(said: Said, name: bytes, value: bytes) -> bool:
+    said.host = value.decode("latin-1")
+    return False
+
+
+def _content_type(said: Said, name: bytes, value: bytes) -> bool:
+    said.content_type = value.split(b";", 1)[0].strip().lower().decode("latin-1")
+    return True
+
+
+def _content_length(said: Said, name: bytes, value: bytes) -> bool:
+    # The server refuses what is not a number and two lengths that differ; what reaches us is one.
+    said.content_length = int(value) if value.isdigit() else None
+    return False
+
+
+def _transfer_encoding(said: Said, name: bytes, value: bytes) -> bool:
+    said.transfer_coding = True
+    return False
+
+
+def _content_encoding(said: Said, name: bytes, value: bytes) -> bool:
+    said.request_coding = value.strip().lower()
+    return True
+
+
+def _accept_encoding(said: Said, name: bytes, value: bytes) -> bool:
+    # The provider may only use codings that we can read for the record. The client gets its bytes as they come.
+    readable = [c for c in value.split(b",") if c.split(b";", 1)[0].strip().lower() in (b"gzip", b"deflate", b"identity")]
+    said.accepts = b",".join(readable).strip()
+    return False
+
+
+def _upgrade(said: Said, name: bytes, value: bytes) -> bool:
+    said.upgrade = True
+    return False
+
+
+def _credential(said: Said, name: bytes, value: bytes) -> bool:
+    scheme, _, rest = value.partition(b" ")
+    secret = (rest if rest and scheme.isalpha() else value).strip()
+    if secret:
+        said.secrets.append(secret)
+    if secret.startswith(b"sk-helio-"):
+        # One of our keys where a provider's belongs: it is taken as ours, and no provider ever sees it.
+        said.key = said.key or secret.decode("latin-1")
+        return False
+    return True
+
+
+def _anthropic(said: Said, name: bytes, value: bytes) -> bool:
+    said.speaks_anthropic = True
+    return True
+
+
+_TRACEPARENT = re.compile(rb"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+
+
+def _traceparent(said: Said, name: bytes, value: bytes) -> bool:
+    if (found := _TRACEPARENT.match(value)) and found[1].strip(b"0") and found[2].strip(b"0"):
+        said.trace_id, said.parent_id = found[1].decode(), found[2].decode()
+    return True
+
+
+_MAX_AGE = re.compile(r"(?:^|,)\s*(s-maxage|max-age|stale-while-revalidate)\s*=\s*([^,]*)", re.IGNORECASE)
+
+
+def _cache_control(said: Said, name: bytes, value: bytes) -> bool:
+    text = _text(value)
+    for found in _MAX_AGE.finditer(text):
+        if not found[2].strip().strip('"').isdigit():
+            raise BadHeader("Cache-Control", text, f"{found[1]}=SECONDS, a whole number")
+    said.features["cache-control"] = text
+    return True
+
+
+_RULES: dict[bytes, Rule] = {
+    b"host": _host,
+    b"connection": _LISTED,
+    b"keep-alive": _drop,
+    b"proxy-connection": _drop,
+    b"proxy-authenticate": _drop,
+    b"proxy-authorization": _drop,
+    b"te": _drop,
+    b"trailer": _drop,
+    b"expect": _drop,
+    b"upgrade": _upgrade,
+    b"transfer-encoding": _transfer_encoding,
+    b"content-length": _content_length,
+    b"content-type": _content_type,
+    b"content-encoding": _content_encoding,
+    b"accept-encoding": _accept_encoding,
+    b"authorization": _credential,
+    b"x-api-key": _credential,
+    b"api-key": _credential,
+    b"x-goog-api-key": _credential,
+    b"x-amz-security-token": _credential,
+    b"aws-access-key": _credential,
+    b"aws-secret-key": _credential,
+    b"aws-session-token": _credential,
+    b"anthropic-version": _anthropic,
+    b"traceparent": _traceparent,
+    b"cache-control": _cache_control,
+}
+
+
+# Ours: everything that starts `helicone-` or `heliograph-`. None of it goes on.
+
+_OURS = (b"helicone-", b"heliograph-")
+_PROPERTY = "property-"
+_UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
+
+
+def _read_ours(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> None:
+    short = name[name.index(b"-") + 1 :].decode("latin-1")
+    if short.startswith(_PROPERTY):
+        _read_property(said, short[len(_PROPERTY) :], _text(value), bounds)
+    elif (setter := _SETTERS.get(short)) is not None:
+        text = _text(value)
+        if len(value) > bounds.property_bytes and short not in _LONG:
+            raise BadHeader(_shown(short), text, f"at most {bounds.property_bytes} bytes")
+        setter(said, text)
+    elif (check := _FEATURES.get(short)) is not None:
+        text = _text(value)
+        check(_shown(short), text)
+        said.features[short] = _without_credentials(short, text)
+
+
+def _read_property(said: Said, name: str, text: str, bounds: BoundSettings) -> None:
+    shown = f"Helicone-Property-{name}"
+    if not name:
+        raise BadHeader(shown, text, "a name after Helicone-Property-")
+    if len(text.encode()) > bounds.property_bytes:
+        raise BadHeader(shown, text, f"at most {bounds.property_bytes} bytes")
+    if len(said.properties) >= bounds.properties and name not in said.properties:
+        raise BadHeader(shown, text, f"at most {bounds.properties} properties on a call")
+    said.properties[name] = text
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _shown(short: str) -> str:
+    return "Helicone-" + "-".join(part.capitalize() for part in short.split("-"))
+
+
+def _auth(said: Said, text: str) -> None:
+    scheme, _, key = text.strip().partition(" ")
+    said.key = key.strip() if scheme.lower() == "bearer" and key.strip() else text.strip()
+    said.secrets.append(said.key.encode())
+
+
+def _request_id(said: Said, text: str) -> None:
+    said.request_id = text.strip().lower()
+    if not _UUID.match(said.request_id):
+        raise BadHeader("Helicone-Request-Id", text, "a UUID, like 0193a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b")
+
+
+def _omit_request(said: Said, text: str) -> None:
+    said.omit_request = _boolean("Helicone-Omit-Request", text)
+
+
+def _omit_response(said: Said, text: str) -> None:
+    said.omit_response = _boolean("Helicone-Omit-Response", text)
+
+
+def _plain(attribute: str) -> Callable[[Said, str], None]:
+    def keep(said: Said, text: str) -> None:
+        setattr(said, attribute, text or None)
+
+    return keep
+
+
+_SETTERS: dict[str, Callable[[Said, str], None]] = {
+    "auth": _auth,
+    "user-id": _plain("user_id"),
+    "session-id": _plain("session_id"),
+    "session-path": _plain("session_path"),
+    "session-name": _plain("session_name"),
+    "request-name": _plain("name"),
+    "request-id": _request_id,
+    "model-override": _plain("model_override"),
+    "omit-request": _omit_request,
+    "omit-response": _omit_response,
+    "target-url": _plain("target_url"),
+    "openai-api-base": _plain("target_url"),
+}
+_LONG = {"target-url", "openai-api-base"}
+
+
+# Features that later versions have: checked now, so that what is refused then is refused already. Recorded, no more.
+
+
+def _boolean(shown: str, text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered not in ("true", "false"):
+        raise BadHeader(shown, text, "true or false")
+    return lowered == "true"
+
+
+def _whole(low: int, high: int) -> Callable[[str, str], None]:
+    def check(shown: str, text: str) -> None:
+        if not text.strip().isascii() or not text.strip().isdigit() or not low <= int(text) <= high:
+            raise BadHeader(shown, text, f"a whole number from {low} to {high}")
+
+    return check
+
+
+def _number(low: float, high: float) -> Callable[[str, str], None]:
+    def check(shown: str, text: str) -> None:
+        try:
+            inside = low <= float(text) <= high
+        except ValueError:
+            inside = False
+        if not inside:
+            raise BadHeader(shown, text, f"a number from {low:g} to {high:g}")
+
+    return check
+
+
+def _one_of(*words: str) -> Callable[[str, str], None]:
+    def check(shown: str, text: str) -> None:
+        if text.strip().lower() not in words:
+            raise BadHeader(shown, text, " or ".join(words))
+
+    return check
+
+
+def _json(kind: type, described: str) -> Callable[[str, str], None]:
+    def check(shown: str, text: str) -> None:
+        try:
+            fits = isinstance(msgspec.json.decode(text), kind)
+        except msgspec.DecodeError:
+            fits = False
+        if not fits:
+            # A fallback's headers may hold a credential, so such a value is never shown.
+            raise BadHeader(shown, "(not shown)", described)
+
+    return check
+
+
+_POLICY_PART = re.compile(r"^(w=\d+(\.\d+)?|u=[a-z]+|s=[^;,=\s]+|fail=(open|closed))$", re.IGNORECASE)
+
+
+def _policy(shown: str, text: str) -> None:
+    for policy in text.split(","):
+        parts = [part.strip() for part in policy.split(";")]
+        quotas = [part for part in parts if re.fullmatch(r"\d+(\.\d+)?", part)]
+        rest = [part for part in parts if part not in quotas]
+        if len(quotas) != 1 or not all(_POLICY_PART.match(p) for p in rest) or not any(p[:2] in ("w=", "W=") for p in rest):
+            raise BadHeader(shown, text, "quota;w=seconds[;u=request|cents|token|user|org][;s=user|property], comma between several")
+
+
+def _anything(shown: str, text: str) -> None:
+    return None
+
+
+def _flag(shown: str, text: str) -> None:
+    _boolean(shown, text)
+
+
+_YEAR_S = 365 * 86400
+_FEATURES: dict[str, Callable[[str, str], None]] = {
+    "cache-enabled": _flag,
+    "cache-save": _flag,
+    "cache-read": _flag,
+    "cache-bucket-max-size": _whole(1, 10_000),
+    "cache-bucket-mode": _one_of("any", "fill"),
+    "cache-seed": _anything,
+    "cache-ignore-keys": _anything,
+    "cache-mode": _one_of("exact", "semantic"),
+    "cache-threshold": _number(0.5, 1),
+    "cache-tags": _anything,
+    "cache-shadow": _flag,
+    "ratelimit-policy": _policy,
+    "retry-enabled": _flag,
+    "retry-num": _whole(0, 10),
+    "retry-factor": _number(1, 100),
+    "retry-min-timeout": _number(0, _YEAR_S),
+    "retry-max-timeout": _number(0, _YEAR_S),
+    "fallback": _json(list, "a JSON list of targets"),
+    "fallbacks": _json(list, "a JSON list of targets"),
+    "balance": _json(list, "a JSON list of keys with weights"),
+    "hedge-after": _number(0, _YEAR_S),
+    "timeout": _number(0, _YEAR_S),
+    "first-byte-timeout": _number(0, _YEAR_S),
+    "prompt-id": _anything,
+    "prompt-variables": _json(dict, "a JSON object"),
+}
+
+
+def _without_credentials(short: str, text: str) -> str:
+    """Fallback targets may carry a provider's headers; those are not for the record."""
+    if short not in ("fallback", "fallbacks", "balance"):
+        return text
+    targets = msgspec.json.decode(text)
+    kept = [{k: v for k, v in t.items() if k.lower() != "headers"} if isinstance(t, dict) else t for t in targets]
+    return msgspec.json.encode(kept).decode()

@@ -1,0 +1,207 @@
+"""Where a call goes: from its host, path and headers to a provider's origin and the path sent there (contract §1)."""
+
+import difflib
+import re
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from edge.errors import BadHeader, NotBuilt, TargetRefused, UnknownProvider
+from edge.upstream.protocol import Origin
+from schemas.apis import Shape
+from schemas.providers import ALIASES, catalogue
+from schemas.settings import EdgeSettings, ProviderSettings
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_PART = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")
+_ANTHROPIC_PATHS = ("/v1/messages", "/v1/complete")
+
+
+class Target(NamedTuple):
+    """One upstream to ask."""
+
+    provider: str
+    shape: Shape
+    origin: Origin
+    path: str
+    """Path to send, query left out."""
+
+
+class _Entry(NamedTuple):
+    """A provider as settings and catalogue together make it."""
+
+    id: str
+    shape: Shape
+    template: str
+    """Its origin, perhaps with parts in braces that the path must fill."""
+    parts: list[str]
+    origin: Origin | None
+    """The origin, when nothing is to be filled in."""
+    local: bool
+    """On this machine by the catalogue's word alone: reachable only once the operator says where."""
+
+
+class Targets:
+    """Every place this edge may send to."""
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self._entries: dict[str, _Entry] = {}
+        overrides = {_setting_id(id_): given for id_, given in settings.providers.items()}
+        for provider in catalogue().values():
+            given = overrides.pop(_setting_id(provider.id), ProviderSettings())
+            shape = given.shape or provider.shape
+            self._entries[provider.id] = _entry(provider.id, shape, provider.origin_template, provider.host_parts, given)
+        for id_, given in overrides.items():  # providers of the operator's own
+            self._entries[id_.replace("_", "-")] = _entry(id_.replace("_", "-"), given.shape or "openai", "", [], given)
+        self._by_name = {**{alias: self._entries[id_] for alias, id_ in ALIASES.items()}, **self._entries}
+        self._by_origin = {e.origin[:3]: e for e in self._entries.values() if e.origin is not None and not e.local}
+        self._patterns = [(_pattern(e.template), e) for e in self._entries.values() if e.parts and e.template]
+        self._allowed = {_host_port(host) for host in settings.allowed_targets}
+
+    def find(self, path: str, host: str, *, target_url: str | None, speaks_anthropic: bool) -> Target:
+        """The target of a call.
+
+        Args:
+            path: as sent, a Heliograph key in it already cut.
+            host: the Host header.
+            target_url: Helicone-Target-Url.
+            speaks_anthropic: the call carries `anthropic-version`, which only Anthropic's own clients send.
+
+        Raises:
+            UnknownProvider, TargetRefused, BadHeader, NotBuilt: see their messages.
+        """
+        if path.startswith("/v1/gateway/"):
+            name, _, rest = path[len("/v1/gateway/") :].partition("/")
+            return self._named(name, "/" + rest)
+        label = _label(host)
+        if label is not None:
+            if label == "gateway":
+                return self._by_url(target_url, path.removeprefix("/gateway"))
+            if label == "ai-gateway":
+                raise _unified()
+            if label in self._by_name:
+                return self._plain(label, path, target_url)
+        first, slash, rest = path[1:].partition("/")
+        if first == "v1":
+            anthropic = speaks_anthropic or path.startswith(_ANTHROPIC_PATHS)
+            return self._plain("anthropic" if anthropic else "openai", path, target_url)
+        if first == "gateway":
+            return self._by_url(target_url, slash + rest)
+        if first == "ai":
+            raise _unified()
+        return self._named(first, slash + rest)
+
+    def _plain(self, name: str, path: str, target_url: str | None) -> Target:
+        """The API of one provider, perhaps at another base (Helicone-OpenAI-Api-Base)."""
+        return self._named(name, path) if target_url is None else self._by_url(target_url, path)
+
+    def _named(self, name: str, path: str) -> Target:
+        entry = self._by_name.get(name)
+        if entry is None:
+            near = difflib.get_close_matches(name.lower(), self._by_name, n=3, cutoff=0.5)
+            hint = f"Near names: {', '.join(near)}." if near else "Providers are listed in schemas/providers.json."
+            raise UnknownProvider(
+                f"There is no provider {name[:100]!r}. A path begins with /v1/, /<provider>/ or /gateway/. {hint}"
+            )
+        if entry.local:
+            raise TargetRefused(
+                f"Provider {entry.id} is a server on this machine; the operator must say where, with "
+                f"EDGE_PROVIDERS__{_setting_id(entry.id).upper()}__BASE_URL."
+            )
+        origin = entry.origin
+        if origin is None:
+            origin, path = _fill(entry, path)
+        return Target(entry.id, entry.shape, origin, path or "/")
+
+    def _by_url(self, url: str | None, path: str) -> Target:
+        """The target that a header names: a provider of the catalogue, or one the operator allows."""
+        accepted = "an http:// or https:// URL of a provider, like https://api.together.xyz"
+        if not url:
+            raise BadHeader("Helicone-Target-Url", "", accepted)
+        try:
+            parts = urlsplit(url.strip())
+            port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+        except ValueError:
+            raise BadHeader("Helicone-Target-Url", url, accepted) from None
+        host = (parts.hostname or "").rstrip(".")
+        if not host or not port or parts.username or parts.password:
+            raise BadHeader("Helicone-Target-Url", "(not shown)" if parts.username else url, accepted)
+        entry = self._by_origin.get((parts.scheme, host, port)) or next(
+            (e for pattern, e in self._patterns if pattern.fullmatch(f"{parts.scheme}://{host}:{port}")), None
+        )
+        allowed = (host, port) in self._allowed or (host, None) in self._allowed
+        if entry is None and not allowed:
+            raise TargetRefused(
+                f"Helicone-Target-Url names {parts.scheme}://{host}:{port}, which is neither a provider of the catalogue "
+                "nor on the operator's list (EDGE_ALLOWED_TARGETS)."
+            )
+        known = entry.origin is not None and entry.origin.private_allowed if entry else False
+        origin = Origin(parts.scheme, host, port, private_allowed=allowed or known)
+        return Target(entry.id if entry else host, entry.shape if entry else "openai", origin, path or "/")
+
+
+def _entry(id_: str, shape: Shape, template: str, parts: list[str], given: ProviderSettings) -> _Entry:
+    if given.base_url is not None:
+        return _Entry(id_, shape, given.base_url, [], _origin(given.base_url, private_allowed=True), local=False)
+    for part in [p for p in parts if p in given.parts]:
+        template = template.replace("{" + part + "}", given.parts[part])
+    left = re.findall(r"\{(\w+)\}", template)
+    if left or not template:
+        return _Entry(id_, shape, template, left, None, local=not template or _is_whole_host(template))
+    origin = _origin(template, private_allowed=False)
+    return _Entry(id_, shape, template, [], origin, local=origin.host in ("127.0.0.1", "localhost"))
+
+
+def _fill(entry: _Entry, path: str) -> tuple[Origin, str]:
+    """Cut the template's parts from the path's front and fill them in."""
+    template = entry.template
+    for part in entry.parts:
+        value, slash, rest = path[1:].partition("/")
+        if not _PART.match(value):
+            raise UnknownProvider(
+                f"Provider {entry.id} needs its {part} in the path: /{entry.id}/<{part}>/…; {value[:100]!r} cannot be one."
+            )
+        template, path = template.replace("{" + part + "}", value), slash + rest
+    # Google's name for "nowhere in particular" is a host without a place.
+    return _origin(template.replace("//global-", "//"), private_allowed=False), path
+
+
+def _origin(url: str, *, private_allowed: bool) -> Origin:
+    parts = urlsplit(url)
+    return Origin(
+        parts.scheme, parts.hostname or "", parts.port or _DEFAULT_PORTS[parts.scheme], private_allowed=private_allowed
+    )
+
+
+def _is_whole_host(template: str) -> bool:
+    """Whether a part is the host itself: such a one is the operator's to fill, never a caller's."""
+    return re.fullmatch(r"(https?://)?\{\w+\}", template) is not None
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    if _is_whole_host(template):
+        return re.compile(r"(?!)")
+    escaped = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
+    return re.compile(re.sub(r"\{\w+\}", r"[A-Za-z0-9-]+", escaped) + ":443")
+
+
+def _setting_id(id_: str) -> str:
+    """A provider's id as environment variables can write it."""
+    return re.sub(r"[^a-z0-9]", "_", id_.lower())
+
+
+def _host_port(text: str) -> tuple[str, int | None]:
+    parts = urlsplit(text if "://" in text else f"//{text}")
+    return (parts.hostname or "").rstrip("."), parts.port or _DEFAULT_PORTS.get(parts.scheme)
+
+
+def _label(host: str) -> str | None:
+    """The first label of a host of several, when it can name a provider."""
+    name = host.partition(":")[0]
+    first, dot, rest = name.partition(".")
+    return first.lower() if dot and not first.isdigit() and rest else None
+
+
+def _unified() -> NotBuilt:
+    return NotBuilt(
+        "The unified gateway (/ai/v1) is not part of this version. Point base_url at /v1 (OpenAI) or /<provider>/…."
+    )

@@ -1,0 +1,101 @@
+"""The last word on what a call used: as reported, else counted, else estimated, else unknown."""
+
+from typing import Literal
+
+import msgspec
+
+from pricing.reading import Answer
+from pricing.request import read_prompt
+from pricing.tokens import Count, count_output, count_prompt
+from pricing.usage import Usage
+
+UsageSource = Literal["reported", "counted", "estimated", "none"]
+
+_EMBEDS = frozenset({"openai.embeddings", "gemini.embed", "embed"})
+_UNCOUNTABLE = frozenset({"openai.images", "rerank"})
+"""What these charge for is not text."""
+
+
+class SettledUsage(msgspec.Struct, frozen=True):
+    source: UsageSource
+    usage: Usage
+
+
+NOTHING = SettledUsage("none", Usage())
+
+
+def settle(
+    api: str,
+    *,
+    model: str | None,
+    status: int | None,
+    answer: Answer,
+    request_body: bytes,
+    request_tail: bytes = b"",
+    request_size: int | None = None,
+) -> SettledUsage:
+    """What a call used and how that is known. The request is read only when the provider left something out.
+
+    A stream that broke off counts what arrived; where it reported a part (Anthropic's input), that stays as
+    reported and the whole is called by its weaker part. An error without usage used nothing that is known.
+
+    Args:
+        model: the answered model, else the requested one.
+        status: the provider's; `None` when no answer came.
+    """
+    usage = answer.usage
+    if usage is not None and _is_whole(usage, answer):
+        return SettledUsage("reported", usage)
+    nothing = NOTHING if usage is None else SettledUsage("reported", usage)
+    if status is None or status >= 400 or api in _UNCOUNTABLE or model is None:
+        return nothing
+    if usage is None and answer.output is None and api not in _EMBEDS:
+        return nothing  # Nothing in the answer is generated text: a listing, a file, a job not begun.
+    if usage is None and api in _EMBEDS and answer.error is not None:
+        return nothing
+    return _filled(api, model, usage, answer, request_body, request_tail, request_size)
+
+
+def _is_whole(usage: Usage, answer: Answer) -> bool:
+    if not answer.usage_is_final:
+        return False
+    if usage.input_tokens is not None and usage.output_tokens is not None:
+        return True
+    # Audio by the second, searches, pages: measured in something else than tokens.
+    return usage.input_tokens is None and usage.output_tokens is None
+
+
+def _filled(
+    api: str,
+    model: str,
+    usage: Usage | None,
+    answer: Answer,
+    request_body: bytes,
+    request_tail: bytes,
+    request_size: int | None,
+) -> SettledUsage:
+    known = usage or Usage()
+    counts: list[Count] = []
+    input_tokens, output_tokens = known.input_tokens, known.output_tokens
+    if input_tokens is None:
+        prompt = read_prompt(api, request_body, tail=request_tail, size=request_size)
+        if prompt:
+            count = count_prompt(model, prompt)
+            input_tokens = count.tokens
+            counts.append(count)
+    if api in _EMBEDS:
+        output_tokens = 0 if input_tokens is not None else None
+    elif output_tokens is None or not answer.usage_is_final:
+        count = count_output(model, answer.output or ())
+        if answer.kept < 1:
+            count = Count(round(count.tokens / max(answer.kept, 0.001)), False)
+        # What a stream had reported by then is the least it can be.
+        output_tokens = max(count.tokens, output_tokens or 0)
+        counts.append(count)
+    if not counts:
+        return NOTHING if usage is None else SettledUsage("reported", usage)
+    exact = all(count.is_exact for count in counts)
+    return SettledUsage(
+        "counted" if exact else "estimated",
+        msgspec.structs.replace(known, input_tokens=input_tokens, output_tokens=output_tokens),
+    )

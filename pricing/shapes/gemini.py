@@ -1,0 +1,173 @@
+"""Gemini's generateContent and embeddings, at Google AI and on Vertex.
+
+The prompt's count holds cached content but not what tools put in; the candidates' count holds no thoughts. Both are
+added. Google leaves out counts that are 0, so a missing count beside `totalTokenCount` is worked out from it.
+Every chunk of a stream repeats usage up to there; fields merge, the later word wins.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from pricing.reading import Answer, Piece, Shape, error_of, text_of
+from pricing.tolerant import Count, Tolerant
+from pricing.usage import Usage
+
+
+class Modality(msgspec.Struct, frozen=True):
+    modality: str | None = None
+    tokenCount: Count | None = None
+
+
+class GeminiUsage(msgspec.Struct, frozen=True):
+    promptTokenCount: Count | None = None
+    cachedContentTokenCount: Count | None = None
+    candidatesTokenCount: Count | None = None
+    responseTokenCount: Count | None = None
+    """The live API's name for candidates."""
+    toolUsePromptTokenCount: Count | None = None
+    thoughtsTokenCount: Count | None = None
+    totalTokenCount: Count | None = None
+    promptTokensDetails: list[Modality] | None = None
+    promptTokenDetails: list[Modality] | None = None
+    cacheTokensDetails: list[Modality] | None = None
+    candidatesTokensDetails: list[Modality] | None = None
+    responseTokensDetails: list[Modality] | None = None
+    toolUsePromptTokensDetails: list[Modality] | None = None
+    trafficType: str | None = None
+    serviceTier: str | None = None
+
+
+def usage_of(raw: GeminiUsage, *, embeds: bool = False) -> Usage | None:
+    answered = raw.candidatesTokenCount if raw.candidatesTokenCount is not None else raw.responseTokenCount
+    prompt, total = raw.promptTokenCount, raw.totalTokenCount
+    tools, thoughts = raw.toolUsePromptTokenCount, raw.thoughtsTokenCount
+    input_tokens = None if prompt is None else prompt + (tools or 0)
+    output_tokens = None if answered is None else answered + (thoughts or 0)
+    if output_tokens is None and input_tokens is not None:
+        if total is not None and total >= input_tokens:
+            output_tokens = total - input_tokens
+        elif embeds:
+            output_tokens = 0
+    into = raw.promptTokensDetails or raw.promptTokenDetails or ()
+    out = raw.candidatesTokensDetails or raw.responseTokensDetails or ()
+    cached = raw.cacheTokensDetails or ()
+    by_tools = raw.toolUsePromptTokensDetails or ()
+    usage = Usage(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cache_read_tokens=raw.cachedContentTokenCount,
+        reasoning_tokens=thoughts,
+        input_audio_tokens=_of(into, by_tools, kind="AUDIO"),
+        output_audio_tokens=_of(out, kind="AUDIO"),
+        cache_audio_read_tokens=_of(cached, kind="AUDIO"),
+        input_image_tokens=_of(into, by_tools, kind="IMAGE"),
+        output_image_tokens=_of(out, kind="IMAGE"),
+        cache_image_read_tokens=_of(cached, kind="IMAGE"),
+        input_video_tokens=_of(into, by_tools, kind="VIDEO"),
+        output_video_tokens=_of(out, kind="VIDEO"),
+        cache_video_read_tokens=_of(cached, kind="VIDEO"),
+        input_tool_tokens=tools,
+        service_tier=raw.serviceTier or raw.trafficType,
+    )
+    return usage if usage else None
+
+
+def _of(*lists: list[Modality] | tuple[()], kind: str) -> int | None:
+    """Tokens of one modality. Where modalities are told and this is not among them, it is still not said."""
+    found = None
+    for details in lists:
+        for entry in details:
+            if entry.modality == kind and entry.tokenCount is not None:
+                found = (found or 0) + entry.tokenCount
+    return found
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    finishReason: str | None = None
+
+
+class Feedback(msgspec.Struct, frozen=True):
+    blockReason: str | None = None
+
+
+class Document(msgspec.Struct, frozen=True):
+    candidates: list[Candidate] | None = None
+    usageMetadata: GeminiUsage | None = None
+    modelVersion: str | None = None
+    promptFeedback: Feedback | None = None
+    embedding: msgspec.Raw | None = None
+    embeddings: msgspec.Raw | None = None
+    error: Any = None
+
+
+def _stop_reason(document: Document) -> str | None:
+    for candidate in reversed(document.candidates or ()):
+        if candidate.finishReason:
+            return candidate.finishReason
+    return None if document.promptFeedback is None else document.promptFeedback.blockReason
+
+
+def read(document: Document) -> Answer:
+    raw = document.usageMetadata
+    embeds = document.embedding is not None or document.embeddings is not None
+    return Answer(
+        model=document.modelVersion or None,
+        stop_reason=_stop_reason(document),
+        usage=None if raw is None else usage_of(raw, embeds=embeds),
+        error=error_of(document.error) if document.error else None,
+    )
+
+
+def fold(documents: list[Document], body: bytes) -> Answer:
+    del body
+    model = stop_reason = error = usage = None
+    for document in documents:
+        model = document.modelVersion or model
+        stop_reason = _stop_reason(document) or stop_reason
+        usage = _merged(usage, document.usageMetadata)
+        if document.error and error is None:
+            error = error_of(document.error)
+    return Answer(
+        model=model,
+        stop_reason=stop_reason,
+        usage=None if usage is None else usage_of(usage),
+        error=error,
+        complete=stop_reason is not None,
+    )
+
+
+def _merged(earlier: GeminiUsage | None, later: GeminiUsage | None) -> GeminiUsage | None:
+    if earlier is None or later is None:
+        return later or earlier
+    said = {name: value for name in later.__struct_fields__ if (value := getattr(later, name)) is not None}
+    return msgspec.structs.replace(earlier, **said)
+
+
+def pieces(raw: Any) -> Iterator[Piece]:
+    candidates = raw.get("candidates")
+    for candidate in candidates if isinstance(candidates, list) else ():
+        if not isinstance(candidate, dict):
+            continue
+        content = candidate.get("content")
+        parts = content.get("parts") if isinstance(content, dict) else None
+        for part in parts if isinstance(parts, list) else ():
+            if not isinstance(part, dict):
+                continue
+            block = (candidate.get("index"), bool(part.get("thought")))
+            if isinstance(part.get("text"), str):
+                yield block, part["text"]
+            for name in ("functionCall", "executableCode"):
+                if isinstance(call := part.get(name), dict):
+                    yield (*block, name), "".join(text_of(value) for value in call.values())
+
+
+SHAPE = Shape(
+    document=Tolerant(Document),
+    read=read,
+    torn_fields=("usageMetadata", "modelVersion", "finishReason"),
+    needles=(b'"usageMetadata"', b'"finishReason"', b'"error"', b'"promptFeedback"'),
+    fold=fold,
+    pieces=pieces,
+)

@@ -1,0 +1,226 @@
+"""The Celery app: takes references of batches from Redis and enriches them, in processes that each keep their own
+connections.
+
+`create_app` wires it, `run` stays in the foreground. The caller says how a log is read (the spool here, Kafka on a
+cluster) by handing in a function that opens a reader. Processes are forked, so the function travels as it is and is
+called once in each.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+from billiard.exceptions import SoftTimeLimitExceeded  # type: ignore[import-untyped]
+from celery import Celery, signals
+from kombu import Queue
+
+from ingest.clickhouse import StoreRefused, StoreUnavailable
+from ingest.log import LogGap, LogUnavailable, RangeReader
+from pricing.prices import PriceBook
+from schemas.batch import ENRICH_TASK, Batch
+from schemas.settings import SettingsError, SharedSettings, WorkerSettings
+from workers import metrics
+from workers.enrich import Services, enrich
+from workers.store import Store
+
+log = logging.getLogger("heliograph.worker")
+
+QUEUE = "heliograph"
+
+_SOFT_SHARE = 0.8
+"""Of the time limit: then the task is told to end; at the whole of it the process is."""
+_PROCESS_START_S = 30.0
+_BROKER_CONNECT_S = 3
+_BROKER_PAUSE_S = 0.5
+_BROKER_PAUSE_MAX_S = 5.0
+
+
+class BatchFailed(Exception):
+    """A batch was not confirmed; the planner hands it out again. Carries only text, so that it survives the way from
+    the process that ran the task to the one that reports it."""
+
+
+def create_app(shared: SharedSettings, settings: WorkerSettings, open_reader: Callable[[], RangeReader]) -> Celery:
+    """The worker's app.
+
+    Args:
+        open_reader: opens the log for reading; called once in each worker process, and again after it has failed.
+
+    Raises:
+        SettingsError: a time limit that the visibility timeout would overtake, or no broker.
+    """
+    if settings.time_limit_s >= settings.visibility_timeout_s:
+        raise SettingsError(
+            f"WORKER_TIME_LIMIT_S = {settings.time_limit_s}: must be below WORKER_VISIBILITY_TIMEOUT_S "
+            f"= {settings.visibility_timeout_s}, or Redis gives away what is still being worked on"
+        )
+    app = Celery("heliograph", broker=broker_url(shared), set_as_current=False)
+    app.conf.update(_conf(settings))
+    process = _Process(shared, settings, open_reader)
+
+    @app.task(name=ENRICH_TASK)  # type: ignore[untyped-decorator]
+    def enrich_batch(topic: str, partition: int, first: int, last: int) -> None:
+        process.run(Batch(topic, partition, first, last))
+
+    signals.worker_process_init.connect(process.start, weak=False, dispatch_uid="heliograph.start")
+    signals.worker_process_shutdown.connect(process.stop, weak=False, dispatch_uid="heliograph.stop")
+    # Whoever started this process has said how logs are written; Celery would set up its own.
+    signals.setup_logging.connect(_keep_logging, weak=False, dispatch_uid="heliograph.logging")
+    return app
+
+
+def run(app: Celery, *, name: str = "worker") -> None:
+    """Work in the foreground until SIGTERM (what is at hand is finished) or SIGQUIT (it is not).
+
+    Args:
+        name: tells workers of one broker apart in their logs.
+    """
+    app.worker_main([
+        "worker", "--pool=prefork", f"--hostname={name}@%h", f"--queues={QUEUE}",
+        "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO", "--quiet",
+    ])  # fmt: skip
+
+
+def broker_url(shared: SharedSettings) -> str:
+    """Redis's address with its password.
+
+    Raises:
+        SettingsError: there is none; the embedded Valkey's is filled in by whoever starts it.
+    """
+    if shared.redis.url is None:
+        raise SettingsError("HELIOGRAPH_REDIS__URL: not set, and no embedded Valkey has been started")
+    return shared.redis.url.get_secret_value()
+
+
+def _conf(settings: WorkerSettings) -> dict[str, object]:
+    return {
+        # One queue of our own; messages are JSON and hold a reference to a batch, nothing else.
+        "task_queues": [Queue(QUEUE)],
+        "task_default_queue": QUEUE,
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "task_ignore_result": True,
+        # A task is acknowledged when it has ended. A process that is killed gives its task back at once; one that
+        # fails does not, since the planner hands out again what is not in the ledger, at its own pace.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_acks_on_failure_or_timeout": True,
+        "worker_prefetch_multiplier": 1,
+        "task_soft_time_limit": max(1, int(settings.time_limit_s * _SOFT_SHARE)),
+        "task_time_limit": settings.time_limit_s,
+        "worker_concurrency": settings.processes,
+        "worker_max_tasks_per_child": settings.tasks_per_process,
+        "worker_proc_alive_timeout": _PROCESS_START_S,
+        "broker_transport_options": {
+            "visibility_timeout": settings.visibility_timeout_s,
+            # Names of our own, so that another Celery on the same Redis is not disturbed.
+            "unacked_key": "heliograph:unacked",
+            "unacked_index_key": "heliograph:unacked_index",
+            "unacked_mutex_key": "heliograph:unacked_mutex",
+            "socket_connect_timeout": _BROKER_CONNECT_S,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "interval_start": _BROKER_PAUSE_S,
+            "interval_step": _BROKER_PAUSE_S,
+            "interval_max": _BROKER_PAUSE_MAX_S,
+        },
+        "broker_connection_timeout": _BROKER_CONNECT_S,
+        "broker_connection_retry": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_send_task_events": False,
+        "task_send_sent_event": False,
+        "worker_enable_remote_control": False,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "enable_utc": True,
+    }
+
+
+class _Process:
+    """What one worker process holds. Made before the fork, empty until after it."""
+
+    def __init__(
+        self, shared: SharedSettings, settings: WorkerSettings, open_reader: Callable[[], RangeReader]
+    ) -> None:
+        self._shared = shared
+        self._settings = settings
+        self._open_reader = open_reader
+        self._services: Services | None = None
+
+    def start(self, **_: object) -> None:
+        """Open everything early. What cannot be opened yet is opened by the first task that needs it."""
+        try:
+            self._open()
+        except Exception:
+            log.exception("a worker process is not ready yet; its first batch tries again")
+
+    def stop(self, **_: object) -> None:
+        if self._services is not None:
+            self._services.close()
+            self._services = None
+
+    def run(self, batch: Batch) -> None:
+        """The task.
+
+        Raises:
+            BatchFailed: not confirmed. Said here in one line, so nothing else needs to say it.
+        """
+        started = time.perf_counter()
+        try:
+            confirmation = enrich(batch, self._open())
+        except (Exception, MemoryError) as error:
+            outcome, is_expected = _outcome(error)
+            metrics.batches.labels(outcome).inc()
+            told = f"{type(error).__name__}: {error}" if is_expected else type(error).__name__
+            log.log(
+                logging.WARNING if is_expected else logging.ERROR,
+                "a batch was not stored; it will be handed out again",
+                extra={"batch": batch.token, "outcome": outcome, "error": told},
+                exc_info=None if is_expected else error,
+            )
+            raise BatchFailed(f"{batch.token}: {outcome}: {told}") from None
+        log.debug(
+            "a batch is stored",
+            extra={
+                "batch": batch.token,
+                "events": confirmation.events,
+                "dead": confirmation.dead_lettered,
+                "ms": round((time.perf_counter() - started) * 1000),
+            },
+        )
+
+    def _open(self) -> Services:
+        if self._services is None:
+            self._services = Services(
+                store=Store(self._shared.clickhouse),
+                reader=self._open_reader(),
+                prices=PriceBook(self._settings.price_overrides),
+                keep_days=self._shared.retention.requests_days,
+            )
+        return self._services
+
+
+def _outcome(error: BaseException) -> tuple[str, bool]:
+    """A failure as a metric's label, and whether its kind is known: then one line tells all there is to tell."""
+    match error:
+        case StoreUnavailable() | LogUnavailable():
+            return "unavailable", True
+        case StoreRefused():
+            return "refused", True
+        case LogGap():
+            return "gap", True
+        case SoftTimeLimitExceeded():
+            return "timeout", True
+        case MemoryError():
+            return "failed", True
+        case _:
+            return "failed", False
+
+
+def _keep_logging(**_: object) -> None:
+    for name in ("celery.app.trace", "celery.worker.strategy", "celery.redirected"):
+        # A line for each task received, succeeded and failed; ours say it once, with the batch.
+        logging.getLogger(name).setLevel(logging.CRITICAL)

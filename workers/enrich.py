@@ -1,0 +1,212 @@
+"""One batch: look in the ledger, read its range, compute its rows, insert them. May run twice, and at the same time as
+itself: what it leaves in the tables is the same.
+
+What can go wrong is of two kinds, and they must not be mixed. Poison is what a pure step says of one event: that event
+goes to the dead letters, the others land. Trouble from outside (the log, the store, memory, time) says nothing about
+any event: the whole batch fails as it is, nothing is confirmed, and the planner hands it out again.
+"""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+from billiard.exceptions import SoftTimeLimitExceeded  # type: ignore[import-untyped]
+
+from ingest.log import RangeReader, Record
+from pricing.prices import PriceBook
+from schemas.batch import Batch, Confirmation
+from schemas.event import BadEvent, Event, unpack
+from workers import metrics, rows
+from workers.store import Identity, Row, Store, StoredBatch
+
+log = logging.getLogger("heliograph.worker")
+
+# Raised wherever the code happens to be: they are never about the event that was at hand.
+_FROM_OUTSIDE = (SoftTimeLimitExceeded, MemoryError)
+
+
+class Services(msgspec.Struct, frozen=True):
+    """What one worker process holds open."""
+
+    store: Store
+    reader: RangeReader
+    prices: PriceBook
+    window: Callable[[], rows.Window]
+    """The times that events may bear, by the clock of now."""
+
+    def close(self) -> None:
+        self.reader.close()
+        self.store.close()
+
+
+def enrich(batch: Batch, services: Services) -> Confirmation:
+    """Bring one batch into the tables and the ledger.
+
+    Returns:
+        Its row in the ledger, written now or found there.
+
+    Raises:
+        LogUnavailable, StoreUnavailable: hand it out again.
+        LogGap, StoreRefused: the same, and somebody must look.
+    """
+    with _step("look"):
+        standing = services.store.standing(batch)
+    if standing.confirmation is not None:
+        metrics.batches.labels("repeated").inc()
+        return standing.confirmation
+    with _step("read"):
+        records = services.reader.read(batch)
+    with _step("compute"):
+        computed = compute(records, prices=services.prices, window=services.window(), dead=standing.dead)
+    with _step("insert"):
+        work = stored_batch(batch, computed, services.store)
+        confirmation = services.store.insert(work)
+    _count(computed, confirmation)
+    return confirmation
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """One event that could not become a row."""
+
+    record: Record
+    reason: str
+    message: str
+    identity: Identity | None
+    """Which request it was, where that much could be read."""
+
+
+class Computed(msgspec.Struct):
+    """What a batch's records came to."""
+
+    events: int = 0
+    requests: list[Row] = []
+    bodies: list[Row] = []
+    attempts: list[Row] = []
+    dead_letters: list[DeadLetter] = []
+    """Those that died now."""
+    dead_before: int = 0
+    ended_ms: list[float] = []
+    """When each stored event's call ended, milliseconds since 1970."""
+
+
+def compute(
+    records: Sequence[Record], *, prices: PriceBook, window: rows.Window, dead: frozenset[int] = frozenset()
+) -> Computed:
+    """Rows and dead letters of one batch's records. Pure.
+
+    Args:
+        window: the times that events may bear.
+        dead: offsets that are dead letters already and stay so.
+    """
+    computed = Computed(events=len(records))
+    for record in records:
+        if record.offset in dead:
+            computed.dead_before += 1
+            continue
+        event: Event | None = None
+        try:
+            event = _unpacked(record)
+            made = rows.rows_of(event, prices=prices, window=window)
+        except _FROM_OUTSIDE:
+            raise
+        except rows.Poison as poison:
+            computed.dead_letters.append(DeadLetter(record, poison.reason, poison.message, _identity(event)))
+            continue
+        except Exception as error:
+            letter = DeadLetter(record, "compute_failed", _place(error), _identity(event))
+            computed.dead_letters.append(letter)
+            continue
+        computed.requests.append(made.request)
+        if made.body is not None:
+            computed.bodies.append(made.body)
+        computed.attempts += made.attempts
+        computed.ended_ms.append(event.created_ms + event.latency_ms)
+    return computed
+
+
+def stored_batch(batch: Batch, computed: Computed, store: Store) -> StoredBatch:
+    """A batch as the tables take it. An event that has a row from an earlier attempt keeps it: should this version of
+    the code call it poison, it is not a dead letter as well.
+
+    Raises:
+        StoreUnavailable, StoreRefused: of the question for such rows, asked only when an event has died.
+    """
+    letters = computed.dead_letters
+    if identities := {letter.identity for letter in letters if letter.identity is not None}:
+        stored = store.stored(identities)
+        letters = [letter for letter in letters if letter.identity not in stored]
+    for letter in letters:
+        # Error and place alone: what the event says is for nobody's log.
+        log.error(
+            "an event became a dead letter",
+            extra={
+                "offset": f"{batch.where}:{letter.record.offset}",
+                "reason": letter.reason,
+                "error": letter.message,
+            },
+        )
+    now_ms = time.time_ns() // 1_000_000
+    return StoredBatch(
+        batch=batch,
+        events=computed.events,
+        requests=computed.requests,
+        bodies=computed.bodies,
+        attempts=computed.attempts,
+        dead_letters=[_dead_row(batch, letter) for letter in letters],
+        dead=computed.dead_before + len(letters),
+        oldest_ms=int(min(computed.ended_ms, default=now_ms)),
+        newest_ms=int(max(computed.ended_ms, default=now_ms)),
+    )
+
+
+def _unpacked(record: Record) -> Event:
+    if record.corrupt:
+        raise rows.Poison("corrupt", "its bytes are not those that were written")
+    try:
+        return unpack(record.payload)
+    except BadEvent as error:
+        raise rows.Poison("not_an_event", str(error)) from error
+
+
+def _identity(event: Event | None) -> Identity | None:
+    if event is None:
+        return None
+    try:
+        return Identity(event.project_id, rows.checked_time(event.created_ms), rows.uuid_of(event.id))
+    except rows.Poison:
+        return None
+
+
+def _place(error: Exception) -> str:
+    """An error's type and where it was raised; its text may hold what the event says."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames[-4:]))
+    return f"{type(error).__name__} in {frames[-1].filename.rsplit('/', 1)[-1] if frames else '?'}: {where}"
+
+
+def _dead_row(batch: Batch, letter: DeadLetter) -> Row:
+    place = (batch.topic, batch.partition, letter.record.offset)
+    return (*place, letter.reason, letter.message, letter.record.payload)
+
+
+def _count(computed: Computed, confirmation: Confirmation) -> None:
+    metrics.batches.labels("stored").inc()
+    metrics.events.inc(confirmation.rows)
+    for letter in computed.dead_letters:
+        metrics.dead_letters.labels(letter.reason).inc()
+    now_ms = time.time_ns() / 1_000_000
+    observe = metrics.freshness_seconds.observe
+    for ended_ms in computed.ended_ms:
+        observe((now_ms - ended_ms) / 1000)
+
+
+@contextmanager
+def _step(name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        metrics.step_seconds.labels(name).observe(time.perf_counter() - started)
