@@ -106,8 +106,9 @@ class Edge:
             metrics.spool_queue_bytes.set(spool.queue_bytes)
             metrics.spool_events.set(spool.durable)
             if isinstance(upstream, Pool):
-                for state, count in upstream.counts().items():
-                    metrics.upstream_connections.labels(state).set(count)
+                metrics.upstream_connections.labels("idle").set(upstream.idle)
+                metrics.upstream_connections.labels("active").set(upstream.open - upstream.idle)
+                metrics.upstream_waiting.set(upstream.waiting)
             await asyncio.sleep(_GAUGES_S)
 
 

@@ -13,8 +13,10 @@ class Call:
     """`started` and the other moments are `time.perf_counter()` seconds."""
 
     __slots__ = (
+        "_waiting_since",
         "answer_type",
         "api",
+        "at",
         "attempts",
         "body_user_id",
         "created_ms",
@@ -63,4 +65,20 @@ class Call:
         self.first_byte: float | None = None
         self.upstream_s = 0.0
         """Time spent waiting for the provider: what is left of the whole is the edge's own."""
+        self.at = self.started
+        """When the call last began or ended waiting."""
+        self._waiting_since: float | None = None
         self.attempts: list[Attempt] = []
+
+    def waits(self) -> float:
+        """The provider is waited for from now on; gives now."""
+        self._waiting_since = self.at = time.perf_counter()
+        return self.at
+
+    def goes_on(self) -> float:
+        """The waiting, if any, is over; gives now."""
+        self.at = time.perf_counter()
+        if self._waiting_since is not None:
+            self.upstream_s += self.at - self._waiting_since
+            self._waiting_since = None
+        return self.at

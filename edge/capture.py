@@ -1,6 +1,7 @@
 """What is kept of a body as it passes: its head, its tail and its size, content coding undone."""
 
 import zlib
+from typing import Any
 
 from schemas.event import Body
 from schemas.settings import CaptureSettings
@@ -21,7 +22,7 @@ class Capture:
         self._decoded = 0
         self.size = 0
         self.left_out: str | None = None
-        self._unpack = None
+        self._unpack: Any = None
         if coding in (b"gzip", b"x-gzip"):
             self._unpack = zlib.decompressobj(31)
         elif coding == b"deflate":

@@ -156,7 +156,9 @@ def _content_encoding(said: Said, name: bytes, value: bytes) -> bool:
 
 def _accept_encoding(said: Said, name: bytes, value: bytes) -> bool:
     # The provider may only use codings that we can read for the record. The client gets its bytes as they come.
-    readable = [c for c in value.split(b",") if c.split(b";", 1)[0].strip().lower() in (b"gzip", b"deflate", b"identity")]
+    readable = [
+        c for c in value.split(b",") if c.split(b";", 1)[0].strip().lower() in (b"gzip", b"deflate", b"identity")
+    ]
     said.accepts = b",".join(readable).strip()
     return False
 
@@ -381,8 +383,14 @@ def _policy(shown: str, text: str) -> None:
         parts = [part.strip() for part in policy.split(";")]
         quotas = [part for part in parts if re.fullmatch(r"\d+(\.\d+)?", part)]
         rest = [part for part in parts if part not in quotas]
-        if len(quotas) != 1 or not all(_POLICY_PART.match(p) for p in rest) or not any(p[:2] in ("w=", "W=") for p in rest):
-            raise BadHeader(shown, text, "quota;w=seconds[;u=request|cents|token|user|org][;s=user|property], comma between several")
+        if (
+            len(quotas) != 1
+            or not all(_POLICY_PART.match(p) for p in rest)
+            or not any(p[:2] in ("w=", "W=") for p in rest)
+        ):
+            raise BadHeader(
+                shown, text, "quota;w=seconds[;u=request|cents|token|user|org][;s=user|property], comma between several"
+            )
 
 
 def _anything(shown: str, text: str) -> None:

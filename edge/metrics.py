@@ -9,7 +9,9 @@ _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 _OVERHEAD_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
 
 calls = Counter("heliograph_calls", "Finished calls.", ["provider", "outcome"])
-call_seconds = Histogram("heliograph_call_seconds", "Arrival of a call to its last byte.", ["provider"], buckets=_SECONDS)
+call_seconds = Histogram(
+    "heliograph_call_seconds", "Arrival of a call to its last byte.", ["provider"], buckets=_SECONDS
+)
 overhead_seconds = Histogram(
     "heliograph_overhead_seconds", "The edge's own part of a call's time.", buckets=_OVERHEAD_SECONDS
 )
@@ -21,10 +23,15 @@ refused = Counter("heliograph_refused", "Calls the edge itself refused or failed
 in_flight = Gauge("heliograph_calls_in_flight", "Calls under way.", multiprocess_mode="livesum")
 events_dropped = Counter("heliograph_events_dropped", "Events lost because the spool was full.")
 spool_bytes = Gauge("heliograph_spool_bytes", "Spool on disk, bytes.", multiprocess_mode="livesum")
-spool_queue_bytes = Gauge("heliograph_spool_queue_bytes", "Events waiting for the disk, bytes.", multiprocess_mode="livesum")
+spool_queue_bytes = Gauge(
+    "heliograph_spool_queue_bytes", "Events waiting for the disk, bytes.", multiprocess_mode="livesum"
+)
 spool_events = Gauge("heliograph_spool_events", "Events ever written to the spools.", multiprocess_mode="livesum")
 upstream_connections = Gauge(
     "heliograph_upstream_connections", "Connections to providers.", ["state"], multiprocess_mode="livesum"
+)
+upstream_waiting = Gauge(
+    "heliograph_upstream_waiting", "Calls waiting for a connection to a provider.", multiprocess_mode="livesum"
 )
 
 

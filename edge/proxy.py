@@ -180,18 +180,16 @@ class Proxy:
         return client.pieces(capture, limit=limit, timeout_s=self._settings.bounds.body_timeout_s)
 
     async def _forward(self, call: Call, client: "_Client", request: UpstreamRequest, target: Target) -> None:
-        asked = time.perf_counter()
         attempt = Attempt(target.provider, time.time_ns() // 1_000_000, 0.0)
         call.attempts.append(attempt)
         answer: UpstreamAnswer | None = None
-        ended = asked
+        asked = call.waits()
         try:
             answer = await self._upstream.send(request)
-            ended = time.perf_counter()
+            call.goes_on()
             attempt.status = answer.status
             client.watch()
-            await self._pass_on(call, client, answer, asked)
-            ended = time.perf_counter()
+            await self._pass_on(call, client, answer)
         except UpstreamError as error:
             attempt.reason = error.code
             raise
@@ -201,13 +199,10 @@ class Proxy:
         finally:
             if answer is not None:
                 answer.abort()
-            else:
-                call.upstream_s = time.perf_counter() - asked
-            attempt.latency_ms = round(((ended if answer is not None else time.perf_counter()) - asked) * 1000, 3)
+            attempt.latency_ms = round((call.goes_on() - asked) * 1000, 3)
 
-    async def _pass_on(self, call: Call, client: "_Client", answer: UpstreamAnswer, asked: float) -> None:
-        headed = time.perf_counter()
-        call.upstream_s = headed - asked
+    async def _pass_on(self, call: Call, client: "_Client", answer: UpstreamAnswer) -> None:
+        headed = call.at
         headers, coding = _answer_headers(call, answer)
         call.status = answer.status
         streamed = call.answer_type in _STREAM_TYPES
@@ -235,10 +230,9 @@ class Proxy:
         await client.send(start)
         client.headed = True
         while True:
-            waiting = time.perf_counter()
+            call.waits()
             piece = await answer.read()
-            arrived = time.perf_counter()
-            call.upstream_s += arrived - waiting
+            arrived = call.goes_on()
             if not piece:
                 break
             if streamed and call.first_byte is None:
@@ -254,7 +248,9 @@ class Proxy:
         call.outcome = (
             "timeout" if error.status == 504 else "error" if isinstance(error, errors.UpstreamFailed) else "refused"
         )
-        shape = call.target.shape if call.target else ("anthropic" if call.path.startswith("/v1/messages") else "openai")
+        shape = (
+            call.target.shape if call.target else ("anthropic" if call.path.startswith("/v1/messages") else "openai")
+        )
         if not client.headed:
             call.status = error.status
             body = errors.error_body(error, shape, call.id)

@@ -6,7 +6,7 @@ from ingest.clickhouse import connect, store_errors
 from schemas.batch import Batch, Confirmation, Partition
 from schemas.settings import ClickHouseSettings
 
-# The table's sorting key begins (topic, partition, first), so this reads the newest granule of one partition: 1–2 ms.
+# The table's sorting key begins (topic, partition, first), so this reads the newest granule of one partition: about 1.5 ms.
 # Two workers that confirm one batch at once leave one row, since both carry its token; LIMIT BY is for a ledger whose
 # window of tokens had moved on between them.
 _CONFIRMED = """
@@ -26,7 +26,7 @@ class Ledger:
         self._asking = threading.Lock()
 
     def confirmed(self, where: Partition, since: int) -> list[Confirmation]:
-        """The batches of a partition in the ledger that begin at `since` or later, in order. 1–2 ms.
+        """The batches of a partition in the ledger that begin at `since` or later, in order. about 1.5 ms.
 
         Raises:
             StoreUnavailable: nothing is known just now; ask again.

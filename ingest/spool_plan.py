@@ -1,6 +1,9 @@
 """A spool's plan, kept in a file beside its segments: replaced whole, synced before anybody acts on it."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -43,3 +46,23 @@ def write_plan(folder: Path, plan: Plan) -> None:
         os.close(directory)
     except OSError as error:
         raise LogUnavailable(f"the plan in {folder} cannot be written: {error}") from error
+
+
+@contextmanager
+def spool_owner(root: Path) -> Iterator[None]:
+    """Be the one planner of the spools below `root`. Held by the system, so a killed planner holds nothing.
+
+    Raises:
+        LogError: another planner has them.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(root / "planner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise LogError(f"another planner already plans the spools in {root}") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -186,8 +186,7 @@ def litellm(place: Place) -> Iterator[Target]:
     (folder / "config.yaml").write_text(json.dumps(config))  # YAML holds JSON
     env = {**os.environ, "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
     with child(
-        [command, "--config", folder / "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
-        + ["--num_workers", "1", "--telemetry", "False"],
+        [command, *f"--config config.yaml --host 127.0.0.1 --port {port} --num_workers 1 --telemetry False".split()],
         core=place.cores.proxy,
         log=folder / "log",
         env=env,
@@ -301,8 +300,9 @@ CANDIDATES: dict[str, Candidate] = {
 @contextmanager
 def mock_provider(place: Place, program: Path) -> Iterator[Child]:
     assert_free(place.mock_port)
-    command = [program, "--port", str(place.mock_port)]
-    with child(command, core=place.cores.client, log=place.folder / "mock.log") as process:
+    with child(
+        [program, "--port", str(place.mock_port)], core=place.cores.client, log=place.folder / "mock.log"
+    ) as process:
         _wait_for_port(place.mock_port, process)
         yield process
 

@@ -8,23 +8,26 @@ process, which is what a worker process is; by the clock it also waits for Click
 """
 
 import argparse
+import asyncio
 import cProfile
 import json
 import pstats
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 
-from ingest.log import Record
+from ingest.migrations import migrate
+from ingest.spool import open_spool
+from ingest.spool_log import SpoolReader, partition_of
 from pricing.prices import PriceBook
-from schemas.batch import Batch
+from schemas.batch import Batch, Partition
 from schemas.event import Attempt, Body, Event, pack
 from schemas.ids import new_id
+from schemas.settings import ClickHouseSettings, RetentionSettings, SpoolSettings
+from tests.servers import running_clickhouse
 from workers import metrics
 from workers.enrich import Services, enrich
 from workers.store import Store
@@ -118,3 +121,82 @@ def _streamed(model: str, dice: random.Random) -> bytes:
     chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": None})
     chunks.append({**head, "choices": [], "usage": _usage(dice)})
     return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+
+
+async def fill_spool(root: Path, count: int) -> Partition:
+    """Make `count` events and write them as an edge does."""
+    dice = random.Random(7)
+    now_ms = time.time_ns() // 1_000_000
+    spool = open_spool(root, SpoolSettings())
+    for number in range(count):
+        spool.append(pack(make_event(number, dice, now_ms)))
+        if spool.crowded:
+            await spool.room()
+    await spool.close()
+    return partition_of(spool.folder)
+
+
+class Figures(msgspec.Struct):
+    events: int
+    clock_s: float
+    cpu_s: float
+    steps: dict[str, float]
+    """Seconds by the clock in each step."""
+
+
+def measure(settings: ClickHouseSettings, root: Path, where: Partition, *, events: int, batch: int) -> Figures:
+    """Enrich `events` events of the spool in batches, as one worker process does."""
+    services = Services(store=Store(settings), reader=SpoolReader(root), prices=PriceBook(), keep_days=90)
+    cuts = range(batch, events, batch)
+    enrich(Batch(where.topic, where.number, 0, batch - 1), services)  # connects, looks prices up
+    before, started, cpu = _steps(), time.perf_counter(), time.process_time()
+    for first in cuts:
+        enrich(Batch(where.topic, where.number, first, min(first + batch, events) - 1), services)
+    cpu_s, clock_s = time.process_time() - cpu, time.perf_counter() - started
+    services.close()
+    spent = {name: seconds - before.get(name, 0.0) for name, seconds in _steps().items()}
+    return Figures(events - batch, clock_s, cpu_s, spent)
+
+
+def _steps() -> dict[str, float]:
+    """Seconds spent so far, as the worker's own metrics have them."""
+    spent: dict[str, float] = {}
+    for histogram, label in ((metrics.step_seconds, "step"), (metrics.insert_seconds, "table")):
+        for family in histogram.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_sum"):
+                    spent[("" if label == "step" else "  insert ") + sample.labels[label]] = sample.value
+    return spent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=40_000)
+    parser.add_argument("--batch", type=int, default=2000)
+    parser.add_argument("--profile", action="store_true", help="print where the CPU time goes (and be slowed by it)")
+    options = parser.parse_args()
+    with TemporaryDirectory(prefix="heliograph-load-") as folder, running_clickhouse(Path(folder) / "ch") as settings:
+        migrate(settings, RetentionSettings())
+        root = Path(folder) / "spool"
+        where = asyncio.run(fill_spool(root, options.events))
+        profile = cProfile.Profile()
+        if options.profile:
+            profile.enable()
+        figures = measure(settings, root, where, events=options.events, batch=options.batch)
+        profile.disable()
+        report(figures)
+        if options.profile:
+            pstats.Stats(profile).sort_stats("tottime").print_stats(30)
+
+
+def report(figures: Figures) -> None:
+    events = figures.events
+    print(f"{events} events, {events / figures.cpu_s:,.0f} events/s per core of the worker process "
+          f"({figures.cpu_s / events * 1e6:.0f} µs of CPU each); {events / figures.clock_s:,.0f} events/s by the clock "
+          f"({figures.clock_s / events * 1e6:.0f} µs)")  # fmt: skip
+    for name, seconds in figures.steps.items():
+        print(f"  {name:24} {seconds / events * 1e6:6.1f} µs an event by the clock")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +103,8 @@ class Child:
 
     def assert_alive(self) -> None:
         """Raises ChildFailed, with the end of the log, when the process has ended."""
-        if (code := self.process.poll()) is not None:
-            raise ChildFailed(f"ended with code {code}: {self.log_tail()}")
+        if self._has_ended():
+            raise ChildFailed(f"ended by itself: {self.log_tail()}")
 
     def log_tail(self) -> str:
         return self.log.read_text(errors="replace")[-LOG_TAIL_CHARS:].strip() or "(nothing logged)"
@@ -122,20 +122,22 @@ class Child:
         """End the whole tree: ask, wait, then insist. An impatient second Ctrl-C goes straight to insisting."""
         try:
             self._signal(signal.SIGTERM)
-            self.process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            pass
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            while not self._has_ended() and time.monotonic() < deadline:
+                time.sleep(0.02)
         finally:
             self._signal(signal.SIGKILL)
             for pid in session_stats(self.pid):  # of the session, but in a process group of its own
                 _kill(pid, signal.SIGKILL)
             self.process.wait()
 
+    def _has_ended(self) -> bool:
+        # WNOWAIT leaves the zombie in place, so that its number stays ours until the whole group has been ended.
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def _signal(self, number: signal.Signals) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
-        except ProcessLookupError:
-            pass
 
 
 @contextmanager
@@ -178,7 +180,5 @@ def assert_free(port: int) -> None:
 
 
 def _kill(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass

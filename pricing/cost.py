@@ -45,7 +45,7 @@ def cost(price: Price | None, usage: Usage, *, at_ms: int, context: Mapping[str,
     rates, period = price.at(at_ms, {**said, **context} if context else said)
     if period.from_ms is not None and at_ms < period.from_ms and period.source == "override":
         return None  # An override alone, that has not begun.
-    usd = _charge(rates, _counts(usage), price)
+    usd = _charge(rates, _counts(usage), price) if rates.lines else None
     if usd is None:
         return None
     return _cost(usd, period.source, period.as_of)

@@ -4,6 +4,7 @@ The library's own lookup is used for which model a name means (its caches, which
 its arithmetic is not, at 100 to 230 µs a call.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -50,8 +51,10 @@ class GenaiPrices:
             conditions = [types.ConditionalPrice(prices=info.prices)]
         else:
             conditions = list(info.prices)
-        if not conditions or not any(_rates(condition.prices) for condition in conditions):
-            return None  # A model that is listed and has no price we can count by.
+        if not any(_rates(condition.prices) for condition in conditions):
+            if not _is_free(info):
+                return None  # Listed, but without a price, or with none we can count by.
+            conditions = [types.ConditionalPrice(prices=_FREE)]
         # Variants are the selling provider's own: a model found at a fallback provider has none.
         own = any(info is model for model in provider.models)
         variants = (info.price_variants or ()) if own else ()
@@ -80,6 +83,17 @@ class GenaiPrices:
             day_until_ms=day_until_ms,
             uses_variants=True,
         )
+
+
+_FREE = types.ModelPrice(input_mtok=Decimal(0), output_mtok=Decimal(0))
+_FREE_WORDS = re.compile(r"free of charge|zero token cost")
+
+
+def _is_free(info: types.ModelInfo) -> bool:
+    """The data gives no price both where a model is free and where its price is not known (or not for tokens, like
+    music by the song); only what it says to be free is."""
+    said = f"{info.price_comments or ''} {info.description or ''}"
+    return info.id.endswith(":free") or _FREE_WORDS.search(said) is not None
 
 
 def _rates(prices: types.ModelPrice) -> dict[str, Rate]:

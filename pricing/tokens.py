@@ -123,7 +123,7 @@ _TURN_TOKENS = 3
 _NAME_TOKENS = 1
 _REPLY_TOKENS = 3
 _IMAGE_TOKENS = 765
-"""One image of 1024 × 1024 in high detail (OpenAI's own example)."""
+"""One image of 1024 by 1024 in high detail (OpenAI's own example)."""
 
 
 def count_prompt(model: str, prompt: Prompt) -> Count:

@@ -18,6 +18,15 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 
 T = TypeVar("T")
 
+ABSENT = msgspec.Raw()
+"""Default of fields kept as undecoded JSON."""
+
+
+def is_given(raw: msgspec.Raw) -> bool:
+    """Whether a field kept undecoded was there and not null."""
+    return raw is not ABSENT and bytes(memoryview(raw)[:4]) != b"null"
+
+
 _untyped = msgspec.json.Decoder()
 
 

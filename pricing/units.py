@@ -20,31 +20,29 @@ class Unit(NamedTuple):
     """Where `Usage` counts it; empty for the request itself."""
 
 
-def _tokens(direction: str, **dimensions: str) -> dict[str, str]:
+def _tokens(direction: str, *, kind: str | None = None, **dimensions: str) -> dict[str, str]:
+    if kind is not None:
+        dimensions["token_type"] = kind
     return {"family": "tokens", "direction": direction, **dimensions}
 
 
 UNITS: dict[str, Unit] = {
     "input_tokens": Unit("input_mtok", _TOKENS, _tokens("input"), "input_tokens"),
     "output_tokens": Unit("output_mtok", _TOKENS, _tokens("output"), "output_tokens"),
-    "cache_read_tokens": Unit(
-        "cache_read_mtok", _TOKENS, _tokens("input", token_type="cache_read"), "cache_read_tokens"
-    ),
-    "cache_write_tokens": Unit(
-        "cache_write_mtok", _TOKENS, _tokens("input", token_type="cache_write"), "cache_write_tokens"
-    ),
+    "cache_read_tokens": Unit("cache_read_mtok", _TOKENS, _tokens("input", kind="cache_read"), "cache_read_tokens"),
+    "cache_write_tokens": Unit("cache_write_mtok", _TOKENS, _tokens("input", kind="cache_write"), "cache_write_tokens"),
     "cache_write_1h_tokens": Unit(
         "cache_write_1h_mtok",
         _TOKENS,
-        _tokens("input", token_type="cache_write", cache_ttl="1h"),
+        _tokens("input", kind="cache_write", cache_ttl="1h"),
         "cache_write_1h_tokens",
     ),
-    "input_tool_tokens": Unit("input_tool_mtok", _TOKENS, _tokens("input", token_type="tool"), "input_tool_tokens"),
+    "input_tool_tokens": Unit("input_tool_mtok", _TOKENS, _tokens("input", kind="tool"), "input_tool_tokens"),
     "output_reasoning_tokens": Unit(
-        "output_reasoning_mtok", _TOKENS, _tokens("output", token_type="reasoning"), "reasoning_tokens"
+        "output_reasoning_mtok", _TOKENS, _tokens("output", kind="reasoning"), "reasoning_tokens"
     ),
     "output_citation_tokens": Unit(
-        "output_citation_mtok", _TOKENS, _tokens("output", token_type="citation"), "citation_tokens"
+        "output_citation_mtok", _TOKENS, _tokens("output", kind="citation"), "citation_tokens"
     ),
     **{
         f"{direction}_{modality}_tokens": Unit(
@@ -60,7 +58,7 @@ UNITS: dict[str, Unit] = {
         f"cache_{modality}_read_tokens": Unit(
             f"cache_{modality}_read_mtok",
             _TOKENS,
-            _tokens("input", modality=modality, token_type="cache_read"),
+            _tokens("input", modality=modality, kind="cache_read"),
             f"cache_{modality}_read_tokens",
         )
         for modality in ("audio", "image", "video")

@@ -62,6 +62,8 @@ class Reading(msgspec.Struct, omit_defaults=True, frozen=True):
     error_code: str | None = None
     complete: bool = True
     usage: Usage = Usage()
+    counts: dict[str, int | float | str] = {}
+    """Everything said of the usage, by the names of `pricing.usage.Usage`: the price needs more than the classes above."""
     cost_usd: str | None = None
     """Decimal as text."""
     cost_source: str | None = None

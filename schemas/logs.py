@@ -1,4 +1,4 @@
-"""One form of log line for every service. What a line says beside its message stands in `extra` fields, never a body."""
+"""One form of log line for every service. What stands beside the message is in `extra` fields, never a body."""
 
 import json
 import logging

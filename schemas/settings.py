@@ -82,7 +82,7 @@ class SpoolSettings(Group):
     bytes_max: int = Field(
         10 * GIB,
         ge=16 * MIB,
-        description="spool on disk, bytes; from nine tenths on without bodies, beyond it events are dropped and counted",
+        description="spool on disk, bytes; from nine tenths on without bodies, beyond it events are dropped",
     )
     fsync: Literal["group", "never"] = Field(
         "group",
@@ -121,12 +121,17 @@ class ProviderSettings(Group):
     shape: Literal["openai", "anthropic", "gemini", "bedrock", "cohere"] | None = Field(
         None, description="API a provider of your own speaks (left out: the catalogue's, or openai)"
     )
+    stands_for: str | None = Field(
+        None, description="a provider of the catalogue whose name, shape and prices its calls have (a relay of it)"
+    )
     parts: dict[str, str] = Field({}, description="fills the catalogue's template, as …__PARTS__RESOURCE=my-resource")
 
 
 class BoundSettings(Group):
     body_bytes: int = Field(20 * MIB, ge=KIB, description="largest JSON request body, bytes")
-    streamed_body_bytes: int = Field(GIB, ge=KIB, description="largest request body that is not JSON (files, audio), bytes")
+    streamed_body_bytes: int = Field(
+        GIB, ge=KIB, description="largest request body that is not JSON (files, audio), bytes"
+    )
     headers: int = Field(200, ge=10, description="most headers of a request")
     header_bytes: int = Field(64 * KIB, ge=KIB, description="largest request head, bytes")
     path_bytes: int = Field(8 * KIB, ge=256, description="longest path with query, bytes")

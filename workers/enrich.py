@@ -9,7 +9,8 @@ any event: the whole batch fails as it is, nothing is confirmed, and the planner
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -34,8 +35,8 @@ class Services(msgspec.Struct, frozen=True):
     store: Store
     reader: RangeReader
     prices: PriceBook
-    window: Callable[[], rows.Window]
-    """The times that events may bear, by the clock of now."""
+    keep_days: int
+    """How long requests are kept: an older event is not stored."""
 
     def close(self) -> None:
         self.reader.close()
@@ -60,7 +61,8 @@ def enrich(batch: Batch, services: Services) -> Confirmation:
     with _step("read"):
         records = services.reader.read(batch)
     with _step("compute"):
-        computed = compute(records, prices=services.prices, window=services.window(), dead=standing.dead)
+        window = rows.window_at(now_ms(), keep_days=services.keep_days)
+        computed = compute(records, prices=services.prices, window=window, dead=standing.dead)
     with _step("insert"):
         work = stored_batch(batch, computed, services.store)
         confirmation = services.store.insert(work)
@@ -90,6 +92,11 @@ class Computed(msgspec.Struct):
     dead_before: int = 0
     ended_ms: list[float] = []
     """When each stored event's call ended, milliseconds since 1970."""
+
+    @property
+    def identities(self) -> list[Identity]:
+        """Which requests the rows are."""
+        return [Identity(*row[:3]) for row in self.requests]  # type: ignore[arg-type]
 
 
 def compute(
@@ -138,17 +145,9 @@ def stored_batch(batch: Batch, computed: Computed, store: Store) -> StoredBatch:
     if identities := {letter.identity for letter in letters if letter.identity is not None}:
         stored = store.stored(identities)
         letters = [letter for letter in letters if letter.identity not in stored]
-    for letter in letters:
-        # Error and place alone: what the event says is for nobody's log.
-        log.error(
-            "an event became a dead letter",
-            extra={
-                "offset": f"{batch.where}:{letter.record.offset}",
-                "reason": letter.reason,
-                "error": letter.message,
-            },
-        )
-    now_ms = time.time_ns() // 1_000_000
+    if letters:
+        _note_dead(batch, letters)
+    at_ms = now_ms()
     return StoredBatch(
         batch=batch,
         events=computed.events,
@@ -157,9 +156,28 @@ def stored_batch(batch: Batch, computed: Computed, store: Store) -> StoredBatch:
         attempts=computed.attempts,
         dead_letters=[_dead_row(batch, letter) for letter in letters],
         dead=computed.dead_before + len(letters),
-        oldest_ms=int(min(computed.ended_ms, default=now_ms)),
-        newest_ms=int(max(computed.ended_ms, default=now_ms)),
+        oldest_ms=int(min(computed.ended_ms, default=at_ms)),
+        newest_ms=int(max(computed.ended_ms, default=at_ms)),
     )
+
+
+def _note_dead(batch: Batch, letters: Sequence[DeadLetter]) -> None:
+    """One line a batch, with one letter for example. Errors and places alone: what an event says is for no log."""
+    log.error(
+        "events became dead letters",
+        extra={
+            "batch": batch.token,
+            "letters": len(letters),
+            "reasons": dict(Counter(letter.reason for letter in letters)),
+            "first_offset": letters[0].record.offset,
+            "first_error": letters[0].message,
+        },
+    )
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
 
 
 def _unpacked(record: Record) -> Event:
@@ -197,10 +215,10 @@ def _count(computed: Computed, confirmation: Confirmation) -> None:
     metrics.events.inc(confirmation.rows)
     for letter in computed.dead_letters:
         metrics.dead_letters.labels(letter.reason).inc()
-    now_ms = time.time_ns() / 1_000_000
+    at_ms = now_ms()
     observe = metrics.freshness_seconds.observe
     for ended_ms in computed.ended_ms:
-        observe((now_ms - ended_ms) / 1000)
+        observe((at_ms - ended_ms) / 1000)
 
 
 @contextmanager

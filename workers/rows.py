@@ -4,20 +4,17 @@ Every value is checked against what its column can hold, since a value that does
 insert of its whole batch, again and again: nothing that comes from an event may do that.
 """
 
-import math
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import NamedTuple
 from uuid import UUID
-
-import msgspec
 
 from pricing.answer import read_answer
 from pricing.cost import cost
 from pricing.prices import PriceBook
 from pricing.settle import settle
 from pricing.usage import Usage as PricedUsage
-from schemas.event import Attempt, Body, Event, Reading, Usage
+from schemas.event import Attempt, Body, Event, Reading, Usage, UsageSource
 from schemas.providers import catalogue
 from workers.store import Row
 
@@ -164,10 +161,13 @@ def what_was_said(event: Event, prices: PriceBook) -> Said:
 
     A call that no provider answered used nothing we know of: usage `none`, cost unknown.
     """
+    status = _provider_status(event)
+    if event.outcome == "refused" or (status is None and event.attempts):
+        return Said()  # What the client was sent are our own words.
     if event.reading is not None:
         return _from_reading(event, event.reading, prices)
     response = event.response
-    if response is None or not _was_answered(event) or not (response.head or response.tail):
+    if response is None or not (response.head or response.tail):
         return Said()
     answer = read_answer(
         event.api,
@@ -177,24 +177,98 @@ def what_was_said(event: Event, prices: PriceBook) -> Said:
         stream=event.stream,
         content_type=event.response_type or "",
     )
+    request = event.request or _NO_BODY
+    settled = settle(
+        event.api,
+        model=answer.model or event.requested_model,
+        status=status,
+        answer=answer,
+        request_body=request.head,
+        request_tail=request.tail,
+        request_size=request.size,
+    )
+    usd, source, as_of = _priced(event, answer.model, settled.usage, prices)
     error = answer.error
-    model = event.model_override or answer.model or event.requested_model
-    said = Said(
+    return Said(
         model=answer.model,
-        # A stream that was cut has a reason of its own for ending, which is not the model's.
+        # A stream that was cut ended for a reason of its own, which is not the model's.
         stop_reason=answer.stop_reason if answer.complete else None,
         error_code=None if error is None else (error.code or error.type),
         error_message=None if error is None else error.message,
         failed=error is not None,
+        usage=_usage(settled.source, settled.usage),
+        cost_usd=usd,
+        cost_source=source,
+        prices_as_of=as_of,
     )
-    return said
 
 
-def _was_answered(event: Event) -> bool:
-    """Whether a provider (or our cache, with what one said) answered; else the body is our own error."""
-    if event.outcome == "refused":
-        return False
-    return not event.attempts or any(attempt.status is not None for attempt in event.attempts)
+def _from_reading(event: Event, reading: Reading, prices: PriceBook) -> Said:
+    """The same of an answer whose body never left the edge."""
+    usd, source, as_of = reading.cost_usd, reading.cost_source, reading.prices_as_of
+    cost_usd = None if usd is None else _usd(usd)
+    if event.cache_status == "hit" or usd is None:
+        used = PricedUsage(**{name: getattr(reading.usage, name) for name in _COUNTS})
+        cost_usd, source, as_of = _priced(event, reading.model, used, prices)
+    return Said(
+        model=reading.model,
+        stop_reason=reading.stop_reason if reading.complete else None,
+        error_code=reading.error_code,
+        failed=reading.error_code is not None,
+        usage=_usage(reading.usage.source, reading.usage),
+        cost_usd=cost_usd,
+        cost_source=source,
+        prices_as_of=as_of,
+    )
+
+
+def _provider_status(event: Event) -> int | None:
+    """What the provider answered: the last that did. Calls logged without the proxy have no attempts."""
+    if not event.attempts:
+        return event.status
+    return next((attempt.status for attempt in reversed(event.attempts) if attempt.status is not None), None)
+
+
+def _priced(
+    event: Event, answered_model: str | None, usage: PricedUsage, prices: PriceBook
+) -> tuple[Decimal | None, str | None, str | None]:
+    """US dollars, where the price is from and of which day; all None where the cost is not known."""
+    if event.cache_status == "hit":
+        return Decimal(0), "cache", None  # The provider was not asked; what the answer used once stays in the row.
+    if not usage:
+        return None, None, None
+    provider = catalogue().get(event.provider)
+    price = prices.find(
+        provider=event.provider,
+        genai_prices_id=None if provider is None else provider.genai_prices_id,
+        model=event.model_override or answered_model or event.requested_model,
+    )
+    found = cost(price, usage, at_ms=event.created_ms)
+    return (None, None, None) if found is None else (found.usd, found.source, found.prices_as_of)
+
+
+_NO_BODY = Body()
+_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "source")
+
+
+def _usage(source: UsageSource, counted: PricedUsage | Usage) -> Usage:
+    """Counts as their columns hold them. One beyond four thousand million is a mistake, so it is not known."""
+    if source == "none":
+        return Usage()
+    counts = [getattr(counted, name) for name in _COUNTS]
+    if any(count is not None and not 0 <= count <= _UINT32_MAX for count in counts):
+        counts = [count if count is not None and 0 <= count <= _UINT32_MAX else None for count in counts]
+    return Usage(source, *counts)
+
+
+def _usd(text: str) -> Decimal | None:
+    try:
+        usd = Decimal(text)
+    except InvalidOperation:
+        return None
+    if not usd.is_finite() or not 0 <= usd < _COST_MAX:
+        return None
+    return usd.quantize(_COST_STEP, ROUND_HALF_EVEN)
 
 
 def uuid_of(text: str) -> UUID:

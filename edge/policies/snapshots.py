@@ -73,7 +73,7 @@ class KeySnapshots:
                 await asyncio.sleep(_RETRY_S)
 
     async def _refresh(self) -> None:
-        data = await self._redis.get(SNAPSHOT_KEY)
+        data: bytes | None = await self._redis.get(SNAPSHOT_KEY)  # type: ignore[assignment]  # bytes by default
         if data is not None and self._take(data):
             await asyncio.to_thread(self._keep, data)
 

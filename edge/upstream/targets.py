@@ -49,9 +49,14 @@ class Targets:
         for provider in catalogue().values():
             given = overrides.pop(_setting_id(provider.id), ProviderSettings())
             shape = given.shape or provider.shape
-            self._entries[provider.id] = _entry(provider.id, shape, provider.origin_template, provider.host_parts, given)
+            self._entries[provider.id] = _entry(
+                provider.id, shape, provider.origin_template, provider.host_parts, given
+            )
         for id_, given in overrides.items():  # providers of the operator's own
-            self._entries[id_.replace("_", "-")] = _entry(id_.replace("_", "-"), given.shape or "openai", "", [], given)
+            name = id_.replace("_", "-")
+            like = catalogue().get(given.stands_for or "")
+            shape = given.shape or (like.shape if like else "openai")
+            self._entries[name] = _entry(like.id if like else name, shape, "", [], given)
         self._by_name = {**{alias: self._entries[id_] for alias, id_ in ALIASES.items()}, **self._entries}
         self._by_origin = {e.origin[:3]: e for e in self._entries.values() if e.origin is not None and not e.local}
         self._patterns = [(_pattern(e.template), e) for e in self._entries.values() if e.parts and e.template]

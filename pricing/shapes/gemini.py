@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pricing.reading import Answer, Piece, Shape, error_of, text_of
-from pricing.tolerant import Count, Tolerant
+from pricing.tolerant import ABSENT, Count, Tolerant, is_given
 from pricing.usage import Usage
 
 
@@ -97,8 +97,8 @@ class Document(msgspec.Struct, frozen=True):
     usageMetadata: GeminiUsage | None = None
     modelVersion: str | None = None
     promptFeedback: Feedback | None = None
-    embedding: msgspec.Raw | None = None
-    embeddings: msgspec.Raw | None = None
+    embedding: msgspec.Raw = ABSENT
+    embeddings: msgspec.Raw = ABSENT
     error: Any = None
 
 
@@ -111,7 +111,7 @@ def _stop_reason(document: Document) -> str | None:
 
 def read(document: Document) -> Answer:
     raw = document.usageMetadata
-    embeds = document.embedding is not None or document.embeddings is not None
+    embeds = is_given(document.embedding) or is_given(document.embeddings)
     return Answer(
         model=document.modelVersion or None,
         stop_reason=_stop_reason(document),

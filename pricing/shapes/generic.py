@@ -12,7 +12,7 @@ import msgspec
 
 from pricing.reading import Answer, Piece, Shape, error_of, text_of
 from pricing.shapes import anthropic, bedrock, cohere, gemini, openai, responses
-from pricing.tolerant import Count, Tolerant
+from pricing.tolerant import ABSENT, Count, Tolerant, is_given
 from pricing.usage import Usage
 
 _anthropic_usage = Tolerant(anthropic.AnthropicUsage)
@@ -26,7 +26,7 @@ _response = Tolerant(responses.Response)
 class Delta(msgspec.Struct, frozen=True):
     stop_reason: str | None = None
     finish_reason: str | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = ABSENT
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -98,13 +98,13 @@ class Document(msgspec.Struct, frozen=True):
     modelVersion: str | None = None
     type: str | None = None
     object: str | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = ABSENT
     usage_info: UsageInfo | None = None
     usageMetadata: gemini.GeminiUsage | None = None
     meta: cohere.CohereUsage | None = None
     x_groq: openai.Groq | None = None
-    message: msgspec.Raw | None = None
-    response: msgspec.Raw | None = None
+    message: msgspec.Raw = ABSENT
+    response: msgspec.Raw = ABSENT
     choices: list[openai.Choice] | None = None
     candidates: list[gemini.Candidate] | None = None
     completions: list[Reasoned] | None = None
@@ -122,8 +122,8 @@ class Document(msgspec.Struct, frozen=True):
     eval_count: Count | None = None
     inputTextTokenCount: Count | None = None
     totalOutputTextTokenCount: Count | None = None
-    embedding: msgspec.Raw | None = None
-    embeddings: msgspec.Raw | None = None
+    embedding: msgspec.Raw = ABSENT
+    embeddings: msgspec.Raw = ABSENT
     prompt_token_count: Count | None = None
     generation_token_count: Count | None = None
     num_tokens_prompt_total: Count | None = None
@@ -154,14 +154,14 @@ def fold(documents: list[Document], body: bytes, *, embeds: bool = False) -> Ans
         if document.error and error is None:
             error = error_of(document.error)
         complete = complete or document.done is True or document.type in ("message_stop", "message-end")
-        if document.type == "message_start" and document.message is not None:
+        if document.type == "message_start" and is_given(document.message):
             message = _anthropic_message.decode(document.message)
             if message is not None:
                 model = message.model or model
                 started = message.usage
                 usage = anthropic.usage_of(started) if started is not None else usage
                 final = False
-        elif document.type == "message_delta" and document.usage is not None:
+        elif document.type == "message_delta" and is_given(document.usage):
             started = anthropic.merged(started, _anthropic_usage.decode(document.usage))
             usage = anthropic.usage_of(started) if started is not None else usage
             final = True
@@ -169,7 +169,7 @@ def fold(documents: list[Document], body: bytes, *, embeds: bool = False) -> Ans
             continue  # What the model said itself is finer.
         elif found := _usage(document, embeds=embeds):
             usage = _later(usage, found)
-        if document.response is not None and (inner := _response.decode(document.response)) is not None:
+        if _is_object(document.response) and (inner := _response.decode(document.response)) is not None:
             model = model or inner.model
             stop_reason = inner.status or stop_reason
             if inner.usage is not None:
@@ -182,6 +182,11 @@ def fold(documents: list[Document], body: bytes, *, embeds: bool = False) -> Ans
         error=error,
         complete=complete or (stop_reason is not None and stop_reason != "in_progress"),
     )
+
+
+def _is_object(raw: msgspec.Raw) -> bool:
+    """Responses' events hold the whole answer under the name Ollama gives its text."""
+    return raw is not ABSENT and bytes(memoryview(raw)[:1]) == b"{"
 
 
 def _later(earlier: Usage | None, later: Usage) -> Usage:
@@ -205,9 +210,9 @@ def _stop_reason(document: Document) -> str | None:
     for choice in reversed(document.choices or ()):
         if choice.finish_reason:
             return choice.finish_reason
-    for choice in reversed(document.candidates or ()):
-        if choice.finishReason:
-            return choice.finishReason
+    for candidate in reversed(document.candidates or ()):
+        if candidate.finishReason:
+            return candidate.finishReason
     for some in (*(document.completions or ()), *(document.generations or ()), *(document.outputs or ())):
         reason = some.finish_reason or some.stop_reason or _reason_of(some.finishReason)
         if reason:
@@ -241,9 +246,9 @@ def _usage(document: Document, *, embeds: bool) -> Usage | None:
     """The usage of one document, from the first place that holds any."""
     embeds = embeds or document.object == "list"
     raw = document.usage
-    if raw is None and document.delta is not None:
+    if not is_given(raw) and document.delta is not None:
         raw = document.delta.usage
-    if raw is not None:
+    if is_given(raw):
         return _usage_object(raw, document, embeds=embeds)
     if document.usageMetadata is not None:
         return gemini.usage_of(document.usageMetadata, embeds=embeds)
@@ -281,7 +286,7 @@ def _usage_object(raw: msgspec.Raw, document: Document, *, embeds: bool) -> Usag
 def _usage_beside(document: Document) -> Usage | None:
     """Counts that stand among an answer's other fields."""
     if document.prompt_eval_count is not None or document.eval_count is not None:  # Ollama
-        embedded = document.embeddings is not None and document.eval_count is None
+        embedded = is_given(document.embeddings) and document.eval_count is None
         return Usage(input_tokens=document.prompt_eval_count, output_tokens=0 if embedded else document.eval_count)
     if document.inputTextTokenCount is not None:  # Titan
         return Usage(input_tokens=document.inputTextTokenCount, output_tokens=_titan_output(document))
@@ -315,7 +320,7 @@ def _usage_beside(document: Document) -> Usage | None:
 
 
 def _titan_output(document: Document) -> int | None:
-    if document.embedding is not None:
+    if is_given(document.embedding):
         return 0
     if document.totalOutputTextTokenCount is not None:
         return document.totalOutputTextTokenCount
@@ -361,6 +366,11 @@ def _own_pieces(raw: dict[str, Any], names: tuple[str, ...]) -> Iterator[Piece]:
             yield name, text_of(raw[name])
 
 
+def _no_pieces(raw: Any) -> Iterator[Piece]:
+    del raw
+    return iter(())
+
+
 _document = Tolerant(Document)
 _torn_fields = (
     *("model", "model_id", "usage", "usageMetadata", "meta", "metrics", "stop_reason", "finish_reason"),
@@ -370,7 +380,7 @@ _torn_fields = (
 _needles = (
     *(b'"usage"', b'"usageMetadata"', b'"meta"', b'"x_groq"', b'"finish_reason"', b'"stop_reason"', b'"error"'),
     *(b'"eval_count"', b'"done_reason"', b'"details"', b'"metrics"', b'"generated_token_count"'),
-    *(b'"generation_token_count"', b'"totalOutputTextTokenCount"', b'"model"'),
+    *(b'"generation_token_count"', b'"totalOutputTextTokenCount"'),
 )
 
 SHAPE = Shape(document=_document, read=read, torn_fields=_torn_fields, needles=_needles, fold=fold, pieces=pieces)
@@ -381,6 +391,6 @@ EMBED = Shape(
     torn_fields=(*_torn_fields, "object"),
     needles=_needles,
     fold=partial(fold, embeds=True),
-    pieces=lambda raw: (),
+    pieces=_no_pieces,
 )
 """APIs out of which no tokens come: embeddings and reranking."""

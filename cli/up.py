@@ -1,0 +1,241 @@
+"""`heliograph up`: every part on this machine, started in order, watched, stopped in order."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from cli.environment import console, errors, read_env_file, settings_errors, shared_settings
+from infra.local import clickhouse, valkey
+from infra.local.lock import DataDirHeld, hold
+from infra.local.ports import PortTaken, demand, pick
+from infra.local.processes import Processes, Program, StartFailed, State
+from schemas.settings import ControlSettings, EdgeSettings, MetricsSettings, SharedSettings, load
+
+_READY_TIMEOUT_S = 90.0
+_WATCH_S = 0.5
+_AT_ONCE_WITHIN_S = 10.0
+
+
+def up() -> None:
+    """Start everything on this machine and stay in the foreground until Ctrl-C."""
+    started = time.monotonic()
+    read_env_file()
+    # A laptop is not a cluster: without a word to the contrary its own user needs no key.
+    os.environ.setdefault("EDGE_AUTH", "optional")
+    os.environ.setdefault("CONTROL_AUTH", "local")
+    stop = _Stop()
+    try:
+        with hold(Path(os.environ.get("HELIOGRAPH_DATA_DIR", ".heliograph"))):
+            shared = shared_settings()
+            with settings_errors():
+                settings = (load(EdgeSettings), load(ControlSettings), load(MetricsSettings))
+            for name, port in (("EDGE_PORT", settings[0].port), ("CONTROL_PORT", settings[1].port),
+                               ("METRICS_PORT", settings[2].port)):  # fmt: skip
+                demand(port, name)
+            _run(shared, *settings, stop, started)
+    except (DataDirHeld, PortTaken) as error:
+        errors.print(f"[bold red]heliograph up[/] cannot start: {escape(str(error))}")
+        raise typer.Exit(1) from None
+
+
+def _run(
+    shared: SharedSettings, edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings, stop: "_Stop",
+    started: float,
+) -> None:  # fmt: skip
+    folder = shared.data_dir
+    demo_port = pick(folder, "demo")
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        # The demo's provider, which only listens while `heliograph demo` runs.
+        "EDGE_PROVIDERS__DEMO_OPENAI__BASE_URL": f"http://127.0.0.1:{demo_port}/v1",
+        "EDGE_PROVIDERS__DEMO_OPENAI__STANDS_FOR": "openai",
+        "EDGE_PROVIDERS__DEMO_ANTHROPIC__BASE_URL": f"http://127.0.0.1:{demo_port}/v1",
+        "EDGE_PROVIDERS__DEMO_ANTHROPIC__STANDS_FOR": "anthropic",
+    }
+    shutil.rmtree(environment["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+    Path(environment["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True)
+    programs = _programs(shared, edge, control, metrics)
+    with Processes(programs, folder=folder, environment=environment) as processes:
+        try:
+            with console.status("starting") as status:
+                for program in programs:
+                    if stop.asked:
+                        break
+                    status.update(f"starting {program.name}")
+                    began = time.monotonic()
+                    processes.start(program, timeout_s=_READY_TIMEOUT_S)
+                    console.print(f"  [green]✓[/] {program.name:<11} {time.monotonic() - began:4.1f} s")
+                    if program.name == "clickhouse":
+                        _migrate(shared)
+        except StartFailed as error:
+            processes.kill()
+            errors.print(f"[bold red]heliograph up[/] did not start: {escape(str(error))}")
+            errors.print(f"The logs are in {folder / 'logs'}; 'heliograph doctor' checks each part.")
+            raise typer.Exit(1) from None
+        if not stop.asked:
+            _welcome(edge, control, metrics, folder, time.monotonic() - started)
+            _watch(processes, stop)
+        _stop(processes, stop)
+
+
+def _programs(
+    shared: SharedSettings, edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings
+) -> list[Program]:
+    """In order of start: what others need comes first; the edge last, so that it never speaks for an unready house."""
+    heliograph = [sys.executable, "-m", "cli"]
+    servers: list[Program] = []
+    if os.environ.get("HELIOGRAPH_EMBEDDED_REDIS") == "1":
+        server = valkey.prepare(shared.data_dir)
+        servers.append(Program("valkey", server.command, lambda: valkey.is_ready(server)))
+    if os.environ.get("HELIOGRAPH_EMBEDDED_CLICKHOUSE") == "1":
+        store = clickhouse.prepare(shared.data_dir)
+        servers.append(Program("clickhouse", store.command, lambda: clickhouse.is_ready(store)))
+    control_url = f"http://127.0.0.1:{control.port}/healthz"
+    return [
+        *servers,
+        Program("worker", [*heliograph, "worker", "--tethered"], _said(shared, "worker", "ready"), 60),
+        Program("planner", [*heliograph, "plan", "--tethered"], _said(shared, "planner", "planner is ready")),
+        Program(
+            "metrics", [*heliograph, "metrics", "--tethered"], _answers(f"http://127.0.0.1:{metrics.port}/metrics")
+        ),
+        Program("control", [*heliograph, "control", "--tethered"], _answers(control_url)),
+        Program("edge", [*heliograph, "edge", "--tethered"], _answers(f"http://127.0.0.1:{edge.port}/readyz"), 40),
+    ]
+
+
+def _answers(url: str) -> Callable[[], bool]:
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own address
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    return ready
+
+
+def _said(shared: SharedSettings, name: str, words: str) -> Callable[[], bool]:
+    """Ready when its log says so, counted from now on."""
+    log = shared.data_dir / "logs" / f"{name}.log"
+    before = log.stat().st_size if log.exists() else 0
+
+    def ready() -> bool:
+        if not log.exists():
+            return False
+        with log.open("rb") as file:
+            file.seek(before if log.stat().st_size >= before else 0)
+            return words.encode() in file.read()
+
+    return ready
+
+
+def _migrate(shared: SharedSettings) -> None:
+    from ingest.migrations import migrate
+
+    for name in migrate(shared.clickhouse, shared.retention):
+        console.print(f"    [dim]table migration {name}[/]")
+
+
+def _welcome(
+    edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings, folder: Path, seconds: float
+) -> None:
+    base = f"http://127.0.0.1:{edge.port}"
+    addresses = Table.grid(padding=(0, 2))
+    addresses.add_row("proxy", f"{base}/v1", "[dim]your base_url[/]")
+    addresses.add_row(
+        "API", f"http://127.0.0.1:{control.port}/v1/requests", f"[dim]http://127.0.0.1:{control.port}/docs[/]"
+    )
+    addresses.add_row("metrics", f"http://127.0.0.1:{metrics.port}/metrics")
+    addresses.add_row("data, logs", str(folder), f"[dim]{folder / 'logs'}[/]")
+    console.print()
+    console.print(
+        Panel(addresses, title=f"Heliograph is up [dim]({seconds:.1f} s)[/]", expand=False, border_style="green")
+    )
+    console.print("\nTry it, with your own provider key in OPENAI_API_KEY:\n")
+    console.print(
+        f"  curl {base}/v1/chat/completions -H \"Authorization: Bearer $OPENAI_API_KEY\" "
+        "-H 'Content-Type: application/json' "
+        "-d '{\"model\": \"gpt-4o-mini\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'\n",
+        style="cyan", markup=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(
+        f"  python -c \"from openai import OpenAI; print(OpenAI(base_url='{base}/v1').chat.completions.create("
+        "model='gpt-4o-mini', messages=[{'role': 'user', 'content': 'Hello'}]).choices[0].message.content)\"\n",
+        style="cyan", markup=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(
+        "No provider key? In another terminal: [cyan]heliograph demo[/]. Watch calls: [cyan]heliograph tail[/]."
+    )
+    console.print("[dim]Ctrl-C stops everything in order; a second one within ten seconds, at once.[/]\n")
+
+
+def _watch(processes: Processes, stop: "_Stop") -> None:
+    """Say what dies and what comes back, until asked to stop."""
+    known = {state.name: state for state in processes.states()}
+    down: set[str] = set()
+    while not stop.wait(_WATCH_S):
+        try:
+            states = processes.states()
+        except OSError:
+            errors.print("[bold red]The process manager is gone; stopping.[/]")
+            return
+        for state in states:
+            _report(known[state.name], state, down)
+            known[state.name] = state
+
+
+def _report(before: State, now: State, down: set[str]) -> None:
+    at = time.strftime("%H:%M:%S")
+    if not now.running and now.name not in down:
+        down.add(now.name)
+        errors.print(f"[yellow]{at} {now.name} ended ({now.exit or 'no status'}); it is being restarted[/]")
+    elif now.running and (now.name in down or now.pid != before.pid):
+        if now.name not in down:
+            errors.print(f"[yellow]{at} {now.name} ended ({now.exit or 'no status'})[/]")
+        down.discard(now.name)
+        errors.print(f"[green]{at} {now.name} runs again[/] [dim](pid {now.pid})[/]")
+
+
+def _stop(processes: Processes, stop: "_Stop") -> None:
+    console.print("\nStopping, last started first. Calls under way may finish; Ctrl-C again stops at once.")
+    stop.at_once = processes.kill
+    processes.stop(lambda name: console.print(f"  [dim]stopped[/] {name}"))
+    console.print("Everything is stopped; nothing is lost.")
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM: the first asks, a second one soon after does not."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.at_once: Callable[[], None] | None = None
+        self._asked_at = 0.0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._signalled)
+
+    def _signalled(self, *_: object) -> None:
+        now = time.monotonic()
+        if self.asked and now - self._asked_at < _AT_ONCE_WITHIN_S and self.at_once is not None:
+            errors.print("\n[yellow]Stopping at once.[/] Events not yet stored wait in the spool for the next start.")
+            self.at_once()
+            os._exit(130)
+        self.asked, self._asked_at = True, now
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep up to `seconds`; whether a stop was asked for."""
+        until = time.monotonic() + seconds
+        while not self.asked and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+        return self.asked

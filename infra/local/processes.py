@@ -1,0 +1,225 @@
+"""Runs this machine's processes under supervisor: started in order, restarted when they die, stopped in reverse.
+
+supervisor itself is a child of `heliograph up` and ends with it. Each process writes to a log file of bounded size.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xmlrpc.client import Fault, ServerProxy
+
+from supervisor.xmlrpc import SupervisorTransport
+
+_LOG_BYTES = 10 * 1024 * 1024
+_LOG_BACKUPS = 2
+_SOCKET_PATH_MAX = 100
+_START_TIMEOUT_S = 10.0
+
+
+class Program(NamedTuple):
+    """One process and when it counts as ready."""
+
+    name: str
+    command: Sequence[str]
+    ready: Callable[[], bool]
+    """Asked again and again after the start; must not take long."""
+    stop_wait_s: int = 15
+    """From SIGTERM until SIGKILL."""
+
+
+class State(NamedTuple):
+    name: str
+    running: bool
+    pid: int
+    started_at: float
+    """Seconds since 1970; a change says that it was restarted."""
+    exit: str
+    """How it last ended, in words; empty when it has not."""
+
+
+class StartFailed(Exception):
+    """A process did not become ready. The message ends with the last lines of its log."""
+
+
+class Processes:
+    """The running set. Use as a context manager: leaving it stops everything."""
+
+    def __init__(self, programs: Sequence[Program], *, folder: Path, environment: Mapping[str, str]) -> None:
+        self._programs = list(programs)
+        self._logs = folder / "logs"
+        self._run = folder / "run"
+        self._environment = dict(environment)
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._socket_folder: str | None = None
+        self._rpc: Any = None
+
+    def __enter__(self) -> "Processes":
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._run.mkdir(parents=True, exist_ok=True)
+        socket = self._run / "supervisor.sock"
+        if len(str(socket.absolute())) > _SOCKET_PATH_MAX:
+            self._socket_folder = tempfile.mkdtemp(prefix="heliograph-")
+            socket = Path(self._socket_folder) / "supervisor.sock"
+        socket.unlink(missing_ok=True)
+        config = self._run / "supervisor.conf"
+        config.touch(mode=0o600)
+        config.write_text(_config(self._programs, socket=socket.absolute(), logs=self._logs.absolute()))
+        self._supervisor = subprocess.Popen(  # noqa: S603 - our own configuration
+            [sys.executable, "-m", "infra.local.tethered", sys.executable, "-m", "supervisor.supervisord",
+             "--nodaemon", "--configuration", str(config.absolute())],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us to handle, in order
+        )  # fmt: skip
+        self._rpc = ServerProxy("http://localhost", SupervisorTransport("", "", f"unix://{socket.absolute()}"))
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            try:
+                self._rpc.supervisor.getState()
+                return self
+            except (OSError, Fault) as error:
+                if time.monotonic() > deadline or self._supervisor.poll() is not None:
+                    self.kill()
+                    raise StartFailed(
+                        f"the process manager did not start: {error}\n{_tail(self._logs / 'supervisor.log')}"
+                    ) from error
+                time.sleep(0.05)
+
+    def start(self, program: Program, *, timeout_s: float) -> None:
+        """Start one process and wait until it is ready.
+
+        Raises:
+            StartFailed: it died, or was not ready in time.
+        """
+        self._rpc.supervisor.startProcess(program.name, False)
+        deadline = time.monotonic() + timeout_s
+        restarts: set[int] = set()
+        while not program.ready():
+            info = self._rpc.supervisor.getProcessInfo(program.name)
+            restarts.add(info["pid"])
+            died = len(restarts - {0}) > 2 or info["statename"] in ("FATAL", "EXITED")
+            if died or time.monotonic() > deadline:
+                what = "keeps ending" if died else f"was not ready after {timeout_s:g} s"
+                raise StartFailed(f"{program.name} {what}; the end of its log:\n{_tail(self.log(program.name))}")
+            time.sleep(0.05)
+
+    def states(self) -> list[State]:
+        """How each process is now."""
+        return [
+            State(
+                info["name"],
+                info["statename"] == "RUNNING",
+                int(info["pid"]),
+                float(info["start"]),
+                _ending(int(info["exitstatus"])) if info["stop"] else "",
+            )
+            for info in self._rpc.supervisor.getAllProcessInfo()
+        ]
+
+    def stop(self, say: Callable[[str], None]) -> None:
+        """Stop every process, last started first, each given its time."""
+        for program in reversed(self._programs):
+            try:
+                self._rpc.supervisor.stopProcess(program.name, True)
+                say(program.name)
+            except (Fault, OSError):  # was not running, or supervisor is gone with it
+                continue
+
+    def kill(self) -> None:
+        """End everything at once."""
+        if self._supervisor is None or self._supervisor.poll() is not None:
+            return
+        for state in self._states_or_none():
+            if state.pid:
+                _kill_group(state.pid)
+        _kill_group(self._supervisor.pid)
+        self._supervisor.wait()
+
+    def log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def __exit__(self, *exc: object) -> None:
+        if self._supervisor is not None and self._supervisor.poll() is None:
+            self._supervisor.terminate()
+            try:
+                self._supervisor.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        if self._socket_folder:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
+
+    def _states_or_none(self) -> list[State]:
+        try:
+            return self.states()
+        except (OSError, Fault):
+            return []
+
+
+def _config(programs: Sequence[Program], *, socket: Path, logs: Path) -> str:
+    lines = [
+        "[supervisord]",
+        f"logfile={logs / 'supervisor.log'}",
+        "logfile_maxbytes=1MB",
+        "logfile_backups=1",
+        f"pidfile={logs.parent / 'run' / 'supervisor.pid'}",
+        f"childlogdir={logs}",
+        "[unix_http_server]",
+        f"file={socket}",
+        "chmod=0600",
+        "[rpcinterface:supervisor]",
+        "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
+    ]
+    for program in programs:
+        lines += [
+            f"[program:{program.name}]",
+            "command=" + " ".join(_quoted(word) for word in program.command),
+            "autostart=false",
+            "autorestart=true",
+            "startsecs=1",
+            "startretries=1000000",
+            f"stopwaitsecs={program.stop_wait_s}",
+            "stopasgroup=false",
+            "killasgroup=true",
+            "redirect_stderr=true",
+            f"stdout_logfile={logs / program.name}.log",
+            f"stdout_logfile_maxbytes={_LOG_BYTES}",
+            f"stdout_logfile_backups={_LOG_BACKUPS}",
+        ]
+    # A percent sign is supervisor's own mark for a variable.
+    return "\n".join(line.replace("%", "%%") for line in lines) + "\n"
+
+
+def _quoted(word: str) -> str:
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _ending(status: int) -> str:
+    if status < 0:
+        try:
+            return f"killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"killed by signal {-status}"
+    return f"exit status {status}"
+
+
+def _tail(path: Path, lines: int = 15) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(no log)"
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(os.getpgid(pid), signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,176 @@
+"""`python -m load_tests`: us, our peers and nginx over one mock provider, in one run, the order shuffled every round.
+
+Exit code 0 when the run was made, whatever the verdicts; 1 when it could not be.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from load_tests import table
+from load_tests.build import BUILD, HERE, BuildError, programs
+from load_tests.candidates import CANDIDATES, Place, Target, mock_provider, stream_problem
+from load_tests.measure import PHASES, Window, client_gone_ms, problem_of, run_window
+from load_tests.processes import ChildFailed, two_cores
+
+RESULTS = HERE / "results"
+DISTURBED_SHARE = 0.05
+NOT_HERE = {
+    "gomodel": "GoModel is not measured: the Go module proxy this project may use does not offer it",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # every way of being ended goes through the same clean-up
+    try:
+        report = run(options)
+    except (BuildError, ChildFailed) as error:
+        print(f"load_tests: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("load_tests: interrupted; everything it started has been ended", file=sys.stderr)
+        return 130
+    path = save(report)
+    print("\n".join(report["table"]))
+    for note in report["notes"]:
+        print(f"note: {note}")
+    print(f"raw figures: {path}")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
+    parser.add_argument("--rounds", type=int, choices=range(1, 21), metavar="1…20", default=3, help="rounds (3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a measured window, s (2)")
+    parser.add_argument("--only", metavar="NAME,…", help=f"some of {', '.join(CANDIDATES)}; direct is always measured")
+    parser.add_argument("--quick", action="store_true", help="one round of half-second windows: does it all work?")
+    parser.add_argument("--port-base", type=int, default=21000, help="first of 20 loopback ports (21000)")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the shuffled order")
+    options = parser.parse_args(arguments)
+    names = options.only.split(",") if options.only else list(CANDIDATES)
+    if unknown := set(names) - set(CANDIDATES):
+        parser.error(f"--only: {', '.join(sorted(unknown))}: not one of {', '.join(CANDIDATES)}")
+    options.names = [name for name in CANDIDATES if name in names or name == table.DIRECT]
+    if options.quick:
+        options.rounds, options.seconds = 1, 0.5
+    if not 0.2 <= options.seconds <= 60:
+        parser.error("--seconds: from 0.2 to 60")
+    return options
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Start everyone, measure round by round, end everyone. Nothing outlives the call."""
+    BUILD.mkdir(exist_ok=True)
+    made = programs()
+    cores = two_cores()
+    os.sched_setaffinity(0, {cores.client})  # what is not pinned elsewhere stays off the proxy's core
+    notes: list[str] = list(NOT_HERE.values()) if not options.only else []
+    windows: list[Window] = []
+    rounds: dict[str, list[table.Figures]] = {}
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="run-", dir=BUILD))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        place = Place(folder, cores, options.port_base)
+        stack.enter_context(mock_provider(place, made.mock))
+        targets = start(stack, place, options.names, notes)
+        streams = {target.name for target in targets if not note_stream_problem(target, notes)}
+        rng = random.Random(options.seed)
+        for target in targets:
+            _say(f"warm-up: {target.name}")
+            run_window(made, place, target, PHASES[1], warmup_s=0, seconds=options.seconds * 2)
+        for number in range(options.rounds):
+            for target in rng.sample(targets, len(targets)):
+                _say(f"round {number + 1} of {options.rounds}: {target.name}")
+                seen = [
+                    run_window(made, place, target, phase, warmup_s=options.seconds / 2, seconds=options.seconds)
+                    for phase in PHASES
+                    if target.name in streams or not phase.stream
+                ]
+                figures = table.window_figures(seen)
+                if target.child:
+                    figures["rss_mb"] = target.child.rss_mb()
+                    if target.name in streams and (gone_ms := client_gone_ms(place, target)) is not None:
+                        figures["client_gone_ms"] = gone_ms
+                rounds.setdefault(target.name, []).append(figures)
+                windows += seen
+        notes += [f"{target.name}: {note}" for target in targets for note in target.notes]
+    medians = {name: table.medians(rounds[name]) for name in options.names if name in rounds}
+    compared = table.with_comparisons(medians)
+    notes += [problem for window in windows if (problem := problem_of(window))]
+    if disturbed := sum(window.other_share > DISTURBED_SHARE for window in windows):
+        notes.append(f"in {disturbed} of {len(windows)} windows others used over 5 % of the proxy's core")
+    return {
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "options": {"rounds": options.rounds, "seconds": options.seconds, "candidates": options.names},
+        "figures": compared,
+        "verdicts": table.verdicts(compared.get(table.OURS, {})),
+        "table": table.render(compared),
+        "notes": notes,
+        "rounds": rounds,
+        "windows": [asdict(window) for window in windows],
+    }
+
+
+def start(stack: ExitStack, place: Place, names: Sequence[str], notes: list[str]) -> list[Target]:
+    """Start every candidate; one that cannot be started is left out, and the notes say why."""
+    targets = []
+    for name in names:
+        _say(f"start: {name}")
+        try:
+            targets.append(stack.enter_context(CANDIDATES[name](place)))
+        except (BuildError, ChildFailed) as error:
+            notes.append(f"{name} is not measured: {error}")
+    return targets
+
+
+def note_stream_problem(target: Target, notes: list[str]) -> bool:
+    problem = stream_problem(target)
+    if problem:
+        notes.append(f"{target.name}: streams are not measured: {problem}")
+    return problem is not None
+
+
+def save(report: dict[str, Any]) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())}.json"
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False))
+    return path
+
+
+def machine() -> dict[str, str | int]:
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": models[0].partition(": ")[2] if models else platform.machine(),
+        "cores": os.cpu_count() or 0,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

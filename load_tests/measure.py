@@ -1,0 +1,149 @@
+"""One window of load on one candidate, and what is taken from it."""
+
+import http.client
+import json
+import socket
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from load_tests.build import Programs
+from load_tests.candidates import CALL, STREAM_CALL, Place, Target
+from load_tests.processes import ChildFailed, child, core_busy_s
+
+DRAIN_S = 2
+LEAVE_TRIALS = 15
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One kind of load."""
+
+    name: str
+    connections: int
+    stream: bool
+
+
+PHASES = (
+    Phase("one", 1, stream=False),
+    Phase("eight", 8, stream=False),
+    Phase("busy", 64, stream=False),
+    Phase("streams", 8, stream=True),
+    Phase("many_streams", 128, stream=True),
+)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What was seen in one measured window."""
+
+    candidate: str
+    phase: str
+    figures: Mapping[str, Any]
+    """The load generator's own JSON."""
+    cpu_s: float
+    """CPU time of the candidate's process tree within the window."""
+    other_share: float
+    """Share of the proxy's core that others used meanwhile: a disturbed window shows here."""
+    upstream_calls: int
+    """Calls that reached the mock, warm-up and drain included."""
+
+
+def run_window(
+    programs: Programs, place: Place, target: Target, phase: Phase, *, warmup_s: float, seconds: float
+) -> Window:
+    """Load one candidate for `warmup_s` + `seconds`, then wait until it has worked off what it still had.
+
+    Raises:
+        ChildFailed: the candidate or the load generator ended by itself.
+    """
+    headers, body = place.folder / "headers", place.folder / "body"
+    headers.write_text("".join(f"{name}: {value}\n" for name, value in target.headers.items()))
+    body.write_text(json.dumps(STREAM_CALL if phase.stream else CALL, separators=(",", ":")))
+    calls_before = upstream_calls(place)
+    command: list[str | Path] = [programs.load, "--port", str(target.port)]
+    command += ["--path", target.stream_path if phase.stream else target.path, "--headers", headers, "--body", body]
+    command += ["--connections", str(phase.connections), "--warmup", str(warmup_s), "--seconds", str(seconds)]
+    command += ["--drain", str(DRAIN_S)]
+    with child(command, core=place.cores.client, log=place.folder / "load.log", pipe=True) as load:
+        assert load.process.stdout is not None
+        _expect_line(load.process.stdout.readline(), "start", load.log)
+        began, cpu_before, core_before = time.monotonic(), _cpu_s(target), core_busy_s(place.cores.proxy)
+        _expect_line(load.process.stdout.readline(), "end", load.log)
+        wall_s = time.monotonic() - began
+        cpu_s, core_s = _cpu_s(target) - cpu_before, core_busy_s(place.cores.proxy) - core_before
+        figures = json.loads(load.process.stdout.readline())
+    if target.child:
+        target.child.assert_alive()
+        target.child.wait_until_idle()
+    return Window(
+        candidate=target.name,
+        phase=phase.name,
+        figures=figures,
+        cpu_s=cpu_s,
+        other_share=max(0.0, (core_s - cpu_s) / wall_s),
+        upstream_calls=upstream_calls(place) - calls_before,
+    )
+
+
+def problem_of(window: Window) -> str | None:
+    """Why a window's figures must not be trusted, or None."""
+    figures = window.figures
+    errors = {name: count for name, count in figures["errors"].items() if count}
+    where = f"{window.candidate}, {window.phase}"
+    if figures["non_2xx_total"] or errors:
+        return f"{where}: not every call was answered: {figures['statuses']} {errors or ''}".strip()
+    if figures["ok_total"] > window.upstream_calls:
+        return f"{where}: {figures['ok_total']} answers, but only {window.upstream_calls} calls reached the mock"
+    return None
+
+
+def upstream_calls(place: Place) -> int:
+    stats = mock_stats(place)
+    return int(stats["plain"]) + int(stats["streams"])
+
+
+def mock_stats(place: Place) -> dict[str, int]:
+    connection = http.client.HTTPConnection("127.0.0.1", place.mock_port, timeout=5)
+    try:
+        connection.request("GET", "/stats")
+        stats: dict[str, int] = json.loads(connection.getresponse().read())
+        return stats
+    finally:
+        connection.close()
+
+
+def client_gone_ms(place: Place, target: Target) -> float | None:
+    """How long after a client left its stream the mock saw its connection closed: median, ms. None: it did not."""
+    body = json.dumps(STREAM_CALL).encode()
+    lines = [f"POST {target.stream_path} HTTP/1.1", f"Host: 127.0.0.1:{target.port}", "Content-Type: application/json"]
+    lines += [f"{name}: {value}" for name, value in target.headers.items()] + [f"Content-Length: {len(body)}", "", ""]
+    seen = []
+    for _ in range(LEAVE_TRIALS):
+        before = mock_stats(place)["streams_left"]
+        with socket.create_connection(("127.0.0.1", target.port), timeout=10) as client:
+            client.sendall("\r\n".join(lines).encode() + body)
+            received = b""
+            while received.count(b"T#") < 3 and (data := client.recv(65536)):
+                received += data
+            left_ns = time.monotonic_ns()
+        stats = mock_stats(place)
+        deadline = time.monotonic() + 1  # a whole stream lasts 0.2 s: by then it is over by itself
+        while stats["streams_left"] == before and time.monotonic() < deadline:
+            time.sleep(0.005)
+            stats = mock_stats(place)
+        if stats["streams_left"] > before:
+            seen.append((stats["last_left_ns"] - left_ns) / 1e6)
+    return statistics.median(seen) if len(seen) > LEAVE_TRIALS / 2 else None
+
+
+def _cpu_s(target: Target) -> float:
+    return target.child.cpu_s() if target.child else 0.0
+
+
+def _expect_line(line: str, window: str, log: Path) -> None:
+    if window not in line:
+        raise ChildFailed(f"the load generator ended early: {log.read_text().strip()[-500:]}")
