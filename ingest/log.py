@@ -38,7 +38,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     def batches(self, partition: Partition) -> list[Batch]:
         """The batches promised and not yet committed, oldest first."""
-        starts = (self.committed, *self.cuts[:-1])
+        starts = (self.committed, *self.cuts)[: len(self.cuts)]
         return [
             Batch(partition.topic, partition.number, start, end - 1)
             for start, end in zip(starts, self.cuts, strict=True)

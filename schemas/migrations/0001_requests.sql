@@ -1,10 +1,12 @@
 -- Requests as they were, written once and never changed. Bodies and attempts apart; what comes later in rows of its own.
+-- Ordered by time itself: ClickHouse compares UUIDs by their second half, so ordering by id within an hour is no order at
+-- all (dearer to store, and the newest rows cannot be read from the end). load_tests/queries.py holds the measurements.
 -- {{engine NAME}} becomes NAME or ReplicatedNAME; {{dedup}} the setting that keeps the tokens of past inserts.
 
 CREATE TABLE IF NOT EXISTS requests (
     project_id       LowCardinality(String),
     created_at       DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
-    id               UUID,
+    id               UUID CODEC(ZSTD(1)),
     key_id           LowCardinality(String),
     key_name         LowCardinality(String),
     provider         LowCardinality(String),
@@ -49,11 +51,17 @@ CREATE TABLE IF NOT EXISTS requests (
     inserted_at      DateTime64(3, 'UTC') DEFAULT now64(3) CODEC(Delta, ZSTD(1)),
     INDEX by_id id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX by_user user_id TYPE bloom_filter(0.01) GRANULARITY 1,
-    INDEX by_session session_id TYPE bloom_filter(0.01) GRANULARITY 1
+    INDEX by_session session_id TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX by_property mapValues(properties) TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX by_model model TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX by_requested_model requested_model TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX by_key_id key_id TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX by_key_name key_name TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX by_name name TYPE bloom_filter(0.01) GRANULARITY 1
 )
 ENGINE = {{engine MergeTree}}
 PARTITION BY toMonday(created_at)
-ORDER BY (project_id, toStartOfHour(created_at), id)
+ORDER BY (project_id, created_at, id)
 SETTINGS {{dedup}}, ttl_only_drop_parts = 1;
 
 CREATE TABLE IF NOT EXISTS bodies (
@@ -74,7 +82,7 @@ CREATE TABLE IF NOT EXISTS bodies (
 )
 ENGINE = {{engine MergeTree}}
 PARTITION BY toMonday(created_at)
-ORDER BY (project_id, toStartOfHour(created_at), id)
+ORDER BY (project_id, created_at, id)
 SETTINGS {{dedup}}, ttl_only_drop_parts = 1, index_granularity = 512;
 
 CREATE TABLE IF NOT EXISTS attempts (
@@ -91,5 +99,5 @@ CREATE TABLE IF NOT EXISTS attempts (
 )
 ENGINE = {{engine MergeTree}}
 PARTITION BY toMonday(created_at)
-ORDER BY (project_id, toStartOfHour(created_at), id, number)
+ORDER BY (project_id, created_at, id, number)
 SETTINGS {{dedup}}, ttl_only_drop_parts = 1;

@@ -1,4 +1,4 @@
--- Sums and quantile states by minute (with users) and by hour (without, for wide ranges). Each has a window of tokens of
+-- Sums and quantile states by minute and by hour, without users: with them a row of the minute is a request again (0005). Each has a window of tokens of
 -- its own, or a repeated batch would count twice. A token class that no request reported stays unknown: `known_…` tells.
 
 CREATE TABLE IF NOT EXISTS requests_by_minute (
@@ -8,7 +8,6 @@ CREATE TABLE IF NOT EXISTS requests_by_minute (
     provider     LowCardinality(String),
     status       Int16,
     outcome      Enum8('success' = 1, 'error' = 2, 'cancelled' = 3, 'refused' = 4, 'timeout' = 5),
-    user_id      String CODEC(ZSTD(1)),
     requests            SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
     input_tokens        SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
     output_tokens       SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
@@ -24,7 +23,7 @@ CREATE TABLE IF NOT EXISTS requests_by_minute (
 )
 ENGINE = {{engine AggregatingMergeTree}}
 PARTITION BY toStartOfMonth(minute)
-ORDER BY (project_id, minute, model, provider, status, outcome, user_id)
+ORDER BY (project_id, minute, model, provider, status, outcome)
 SETTINGS {{dedup}}, ttl_only_drop_parts = 1;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_minute TO requests_by_minute AS
@@ -35,7 +34,6 @@ SELECT
     provider,
     ifNull(requests.status, 0) AS status,
     outcome,
-    user_id,
     count() AS requests,
     sum(ifNull(requests.input_tokens, 0)) AS input_tokens,
     sum(ifNull(requests.output_tokens, 0)) AS output_tokens,
@@ -49,7 +47,7 @@ SELECT
     quantilesTDigestState(0.5, 0.9, 0.95, 0.99)(requests.latency_ms) AS latency_ms,
     quantilesTDigestState(0.5, 0.9, 0.95, 0.99)(requests.first_token_ms) AS first_token_ms
 FROM requests
-GROUP BY project_id, minute, model, provider, status, outcome, user_id;
+GROUP BY project_id, minute, model, provider, status, outcome;
 
 CREATE TABLE IF NOT EXISTS requests_by_hour (
     project_id   LowCardinality(String),

@@ -1,0 +1,69 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: help run demo test lint format load enrichment queries soak lock settings schema clean
+
+help: ## Say what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+run: .venv/run ## Set everything up and start Heliograph on this machine (Ctrl-C stops it)
+	@$(BIN)/heliograph up
+
+demo: .venv/run ## Send a few minutes of believable traffic through the running edge
+	@$(BIN)/heliograph demo
+
+test: .venv/dev ## Set everything up and run all tests with the real servers
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev ## Check form, types, the direction of imports and the generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m cli generated --check
+
+format: .venv/dev ## Bring the code into form and make the generated files anew
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python -m cli generated
+
+load: .venv/dev ## Measure the hot path against nginx, Portkey and LiteLLM, then the pipeline (about half an hour)
+	$(BIN)/python -m load_tests $(ARGS)
+
+chaos: .venv/dev ## Kill each process in turn under load and count what is left
+	$(BIN)/python -m load_tests.chaos $(ARGS)
+
+soak: .venv/dev ## Ten minutes of steady load with the edge's memory watched
+	$(BIN)/python -m load_tests.soak $(ARGS)
+
+queries: .venv/dev ## Time the list and every metric over 30 million rows
+	$(BIN)/python -m load_tests.queries $(ARGS)
+
+exchanges: .venv/dev ## Replay every recorded exchange through a running edge and compare
+	$(BIN)/python -m load_tests.exchanges $(ARGS)
+
+lock: ## Resolve the lock files anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra all pyproject.toml -o requirements/run.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra dev pyproject.toml -o requirements/dev.txt
+
+clean: ## Remove the environment and every cache, never data
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# The environment is made once for each lock file. Only wheels named with their hashes are installed.
+.venv/run: requirements/run.txt pyproject.toml
+	@$(call set_up,run)
+
+.venv/dev: requirements/dev.txt pyproject.toml
+	@$(call set_up,dev)
+	@touch .venv/run
+
+define set_up
+	[ -n "$(PYTHON)" ] || { echo "Heliograph needs Python 3.11, 3.12 or 3.13 on the PATH (or: make $@ PYTHON=/path/to/python)"; exit 1; }; \
+	[ -x $(BIN)/python ] || { echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }; \
+	echo "installing requirements/$(1).txt (about 250 MB the first time)"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/$(1).txt && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . && touch $@
+endef

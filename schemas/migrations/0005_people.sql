@@ -1,0 +1,143 @@
+-- Sums of what is named freely: users and sessions by day, properties by hour.
+-- Ranking five million rows by a 64-bit hash costs a third of ranking them by the name, and the order makes the few that
+-- are shown a look-up; a name is always compared as well, so two names of one hash are still two.
+
+CREATE TABLE IF NOT EXISTS users_by_day (
+    project_id   LowCardinality(String),
+    user_hash    UInt64,
+    day          DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    user_id      String CODEC(ZSTD(1)),
+    requests            SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    errors              SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    input_tokens        SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    output_tokens       SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    cache_read_tokens   SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    cache_write_tokens  SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    reasoning_tokens    SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    known_usage         SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    reported_usage      SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    cost_usd            SimpleAggregateFunction(sum, Decimal(38, 10)) CODEC(ZSTD(1)),
+    known_cost          SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    first_seen          SimpleAggregateFunction(min, DateTime64(3, 'UTC')) CODEC(ZSTD(1)),
+    last_seen           SimpleAggregateFunction(max, DateTime64(3, 'UTC')) CODEC(ZSTD(1))
+)
+ENGINE = {{engine AggregatingMergeTree}}
+PARTITION BY toMonday(day)
+ORDER BY (project_id, user_hash, day, user_id)
+SETTINGS {{dedup}}, ttl_only_drop_parts = 1;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_users_by_day TO users_by_day AS
+SELECT
+    project_id,
+    cityHash64(requests.user_id) AS user_hash,
+    toStartOfDay(created_at) AS day,
+    user_id,
+    count() AS requests,
+    countIf(outcome != 'success') AS errors,
+    sum(ifNull(requests.input_tokens, 0)) AS input_tokens,
+    sum(ifNull(requests.output_tokens, 0)) AS output_tokens,
+    sum(ifNull(requests.cache_read_tokens, 0)) AS cache_read_tokens,
+    sum(ifNull(requests.cache_write_tokens, 0)) AS cache_write_tokens,
+    sum(ifNull(requests.reasoning_tokens, 0)) AS reasoning_tokens,
+    countIf(usage_source != 'none') AS known_usage,
+    countIf(usage_source = 'reported') AS reported_usage,
+    sum(toDecimal128(ifNull(requests.cost_usd, 0), 10)) AS cost_usd,
+    countIf(isNotNull(requests.cost_usd)) AS known_cost,
+    min(created_at) AS first_seen,
+    max(created_at) AS last_seen
+FROM requests
+GROUP BY project_id, user_hash, day, user_id;
+
+CREATE TABLE IF NOT EXISTS sessions_by_day (
+    project_id   LowCardinality(String),
+    session_hash UInt64,
+    day          DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    session_id   String CODEC(ZSTD(1)),
+    requests            SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    errors              SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    input_tokens        SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    output_tokens       SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    cache_read_tokens   SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    cache_write_tokens  SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    reasoning_tokens    SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    known_usage         SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    reported_usage      SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    cost_usd            SimpleAggregateFunction(sum, Decimal(38, 10)) CODEC(ZSTD(1)),
+    known_cost          SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    first_seen          SimpleAggregateFunction(min, DateTime64(3, 'UTC')) CODEC(ZSTD(1)),
+    last_seen           SimpleAggregateFunction(max, DateTime64(3, 'UTC')) CODEC(ZSTD(1)),
+    session_name        SimpleAggregateFunction(max, String) CODEC(ZSTD(1)),
+    user_id             SimpleAggregateFunction(max, String) CODEC(ZSTD(1))
+)
+ENGINE = {{engine AggregatingMergeTree}}
+PARTITION BY toMonday(day)
+ORDER BY (project_id, session_hash, day, session_id)
+SETTINGS {{dedup}}, ttl_only_drop_parts = 1;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_sessions_by_day TO sessions_by_day AS
+SELECT
+    project_id,
+    cityHash64(requests.session_id) AS session_hash,
+    toStartOfDay(created_at) AS day,
+    session_id,
+    count() AS requests,
+    countIf(outcome != 'success') AS errors,
+    sum(ifNull(requests.input_tokens, 0)) AS input_tokens,
+    sum(ifNull(requests.output_tokens, 0)) AS output_tokens,
+    sum(ifNull(requests.cache_read_tokens, 0)) AS cache_read_tokens,
+    sum(ifNull(requests.cache_write_tokens, 0)) AS cache_write_tokens,
+    sum(ifNull(requests.reasoning_tokens, 0)) AS reasoning_tokens,
+    countIf(usage_source != 'none') AS known_usage,
+    countIf(usage_source = 'reported') AS reported_usage,
+    sum(toDecimal128(ifNull(requests.cost_usd, 0), 10)) AS cost_usd,
+    countIf(isNotNull(requests.cost_usd)) AS known_cost,
+    min(created_at) AS first_seen,
+    max(created_at) AS last_seen,
+    max(toString(requests.session_name)) AS session_name,
+    max(requests.user_id) AS user_id
+FROM requests
+WHERE session_id != ''
+GROUP BY project_id, session_hash, day, session_id;
+
+CREATE TABLE IF NOT EXISTS properties_by_hour (
+    project_id   LowCardinality(String),
+    name         LowCardinality(String),
+    hour         DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    value        String CODEC(ZSTD(1)),
+    requests            SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    errors              SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    input_tokens        SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    output_tokens       SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    cache_read_tokens   SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    cache_write_tokens  SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    reasoning_tokens    SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    known_usage         SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    reported_usage      SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    cost_usd            SimpleAggregateFunction(sum, Decimal(38, 10)) CODEC(ZSTD(1)),
+    known_cost          SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1))
+)
+ENGINE = {{engine AggregatingMergeTree}}
+PARTITION BY toStartOfMonth(hour)
+ORDER BY (project_id, name, hour, value)
+SETTINGS {{dedup}}, ttl_only_drop_parts = 1;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_properties TO properties_by_hour AS
+SELECT
+    project_id,
+    property.1 AS name,
+    toStartOfHour(created_at) AS hour,
+    property.2 AS value,
+    count() AS requests,
+    countIf(outcome != 'success') AS errors,
+    sum(ifNull(requests.input_tokens, 0)) AS input_tokens,
+    sum(ifNull(requests.output_tokens, 0)) AS output_tokens,
+    sum(ifNull(requests.cache_read_tokens, 0)) AS cache_read_tokens,
+    sum(ifNull(requests.cache_write_tokens, 0)) AS cache_write_tokens,
+    sum(ifNull(requests.reasoning_tokens, 0)) AS reasoning_tokens,
+    countIf(usage_source != 'none') AS known_usage,
+    countIf(usage_source = 'reported') AS reported_usage,
+    sum(toDecimal128(ifNull(requests.cost_usd, 0), 10)) AS cost_usd,
+    countIf(isNotNull(requests.cost_usd)) AS known_cost
+FROM requests
+ARRAY JOIN properties AS property
+GROUP BY project_id, name, hour, value;

@@ -1,0 +1,289 @@
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ingest import frames
+from ingest.log import LogGap, LogUnavailable, Plan
+from ingest.spool import dropped_events, open_spool
+from ingest.spool_log import SpoolLog, SpoolReader, partition_of
+from ingest.spool_plan import read_plan, spool_owner, write_plan
+from schemas.batch import Batch
+from schemas.settings import SpoolSettings
+
+SETTINGS = SpoolSettings(linger_ms=1)
+SMALL_FILES = SpoolSettings(linger_ms=1, segment_bytes=64 * 1024)
+
+
+def payload(number: int, size: int = 100) -> bytes:
+    return f"{number:08d}".encode().ljust(size, b".")
+
+
+def numbers(records: list[bytes]) -> list[int]:
+    return [int(record[:8]) for record in records]
+
+
+async def fill(root: Path, start: int, count: int, settings: SpoolSettings = SETTINGS, size: int = 100) -> Path:
+    """Append `count` events and close; gives the spool's folder."""
+    spool = open_spool(root, settings)
+    for number in range(start, start + count):
+        assert spool.append(payload(number, size))
+        if spool.crowded:
+            await spool.room()
+        if number % 50 == 0:
+            await asyncio.sleep(0.002)
+    await spool.close()
+    return spool.folder
+
+
+def batch(folder: Path, first: int, last: int) -> Batch:
+    where = partition_of(folder)
+    return Batch(where.topic, where.number, first, last)
+
+
+async def test_what_is_appended_is_read_back_in_order(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 500)
+    records = SpoolReader(tmp_path).read(batch(folder, 100, 299))
+    assert [record.offset for record in records] == list(range(100, 300))
+    assert numbers([record.payload for record in records]) == list(range(100, 300))
+
+
+async def test_a_clean_stop_loses_nothing(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path, SETTINGS)
+    for number in range(1000):
+        spool.append(payload(number))
+    await spool.close()
+    assert spool.durable == 1000
+    assert len(SpoolReader(tmp_path).read(batch(spool.folder, 0, 999))) == 1000
+
+
+async def test_offsets_go_on_after_a_restart(tmp_path: Path) -> None:
+    await fill(tmp_path, 0, 10)
+    folder = await fill(tmp_path, 10, 10)
+    records = SpoolReader(tmp_path).read(batch(folder, 0, 19))
+    assert numbers([record.payload for record in records]) == list(range(20))
+
+
+async def test_a_batch_may_span_files(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 400, SMALL_FILES, size=1000)
+    assert len(frames.segments(folder)) > 2
+    records = SpoolReader(tmp_path).read(batch(folder, 0, 399))
+    assert numbers([record.payload for record in records]) == list(range(400))
+
+
+async def test_a_repeated_batch_is_byte_for_byte_the_same(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 300, SMALL_FILES, size=900)
+    reader = SpoolReader(tmp_path)
+    first = reader.read(batch(folder, 50, 250))
+    reader.read(batch(folder, 0, 299))
+    assert reader.read(batch(folder, 50, 250)) == first
+    assert SpoolReader(tmp_path).read(batch(folder, 50, 250)) == first
+
+
+async def test_a_half_written_record_is_cut_off_at_the_next_start(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 10)
+    newest = frames.segments(folder)[-1].path
+    with newest.open("ab") as file:
+        file.write(frames.header(b"x" * 50) + b"only a part")
+    await fill(tmp_path, 10, 5)
+    records = SpoolReader(tmp_path).read(batch(folder, 0, 14))
+    assert numbers([record.payload for record in records]) == list(range(15))
+
+
+async def test_the_end_does_not_count_a_half_written_record(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 10)
+    with frames.segments(folder)[-1].path.open("ab") as file:
+        file.write(frames.header(b"x" * 50) + b"only a part")
+    log = SpoolLog(tmp_path, batch_events=100, batch_bytes=1 << 20)
+    (where,) = await log.partitions()
+    assert await log.end(where) == 10
+
+
+async def test_an_offset_that_was_planned_is_never_given_out_again(tmp_path: Path) -> None:
+    """After power loss the file may end before what was planned, and the ledger may hold those batches already."""
+    folder = await fill(tmp_path, 0, 10)
+    write_plan(folder, Plan(committed=0, cuts=(10,)))
+    newest = frames.segments(folder)[-1].path
+    os.truncate(newest, newest.stat().st_size - 250)  # the last three records
+    spool = open_spool(tmp_path, SETTINGS)
+    assert spool.durable == 10
+    spool.append(payload(10))
+    await spool.close()
+    records = SpoolReader(tmp_path).read(batch(folder, 0, 10))
+    assert [record.offset for record in records] == list(range(11))
+    assert [record.offset for record in records if record.corrupt] == [7, 8, 9]
+
+
+async def test_a_damaged_record_is_told_and_the_rest_is_read(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 10)
+    path = frames.segments(folder)[0].path
+    data = bytearray(path.read_bytes())
+    data[4 * 108 + 20] ^= 0xFF
+    path.write_bytes(data)
+    records = SpoolReader(tmp_path).read(batch(folder, 0, 9))
+    assert [record.offset for record in records if record.corrupt] == [4]
+    assert len(records) == 10
+
+
+async def test_events_not_there_yet_are_to_be_asked_for_again(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 10)
+    with pytest.raises(LogUnavailable, match="from 10 on"):
+        SpoolReader(tmp_path).read(batch(folder, 5, 12))
+
+
+async def test_freed_events_are_a_gap_and_not_silence(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 400, SMALL_FILES, size=1000)
+    log = SpoolLog(tmp_path, batch_events=100, batch_bytes=1 << 20)
+    (where,) = await log.partitions()
+    await log.save_plan(where, Plan(committed=300))
+    with pytest.raises(LogGap, match="no longer in"):
+        SpoolReader(tmp_path).read(batch(folder, 0, 20))
+    assert len(SpoolReader(tmp_path).read(batch(folder, 300, 399))) == 100
+
+
+async def test_only_whole_committed_files_are_freed(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 400, SMALL_FILES, size=1000)
+    before = frames.segments(folder)
+    log = SpoolLog(tmp_path, batch_events=100, batch_bytes=1 << 20)
+    (where,) = await log.partitions()
+    await log.save_plan(where, Plan(committed=before[1].first + 1))
+    assert frames.segments(folder) == before[1:]
+    await log.save_plan(where, Plan(committed=400))
+    assert frames.segments(folder) == before[-1:]  # the newest stays: its writer appends to it
+
+
+async def test_a_batch_is_cut_at_its_bytes_as_well_as_its_events(tmp_path: Path) -> None:
+    await fill(tmp_path, 0, 100, size=1000)
+    log = SpoolLog(tmp_path, batch_events=50, batch_bytes=10_080)
+    (where,) = await log.partitions()
+    assert await log.cut(where, start=0, end=100) == 10
+    roomy = SpoolLog(tmp_path, batch_events=50, batch_bytes=1 << 30)
+    await roomy.partitions()
+    assert await roomy.cut(where, start=0, end=100) == 50
+    assert await roomy.cut(where, start=80, end=100) == 100
+
+
+async def test_two_processes_have_two_spools(tmp_path: Path) -> None:
+    first, second = open_spool(tmp_path, SETTINGS), open_spool(tmp_path, SETTINGS)
+    assert first.folder != second.folder
+    assert first.id != second.id
+    await first.close()
+    third = open_spool(tmp_path, SETTINGS)
+    assert third.folder == first.folder
+    await second.close()
+    await third.close()
+
+
+async def test_a_spool_has_one_planner(tmp_path: Path) -> None:
+    with spool_owner(tmp_path), pytest.raises(Exception, match="another planner"), spool_owner(tmp_path):
+        pass
+    with spool_owner(tmp_path):
+        pass
+
+
+async def test_a_full_spool_drops_and_counts(tmp_path: Path) -> None:
+    limit = 16 * 1024 * 1024
+    spool = open_spool(tmp_path, SpoolSettings(linger_ms=1, bytes_max=limit, queue_bytes_max=32 * 1024 * 1024))
+    taken = 0
+    for number in range(40):
+        taken += spool.append(payload(number, 1024 * 1024))
+        await asyncio.sleep(0.12)
+    assert spool.level == "full"
+    assert spool.dropped == 40 - taken > 0
+    assert taken * 1024 * 1024 >= limit  # not before it is full
+    await asyncio.sleep(1.2)
+    assert dropped_events(spool.folder) == spool.dropped
+    await spool.close()
+    assert spool.durable == taken
+
+
+async def test_a_nearly_full_spool_asks_for_events_without_bodies(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path, SpoolSettings(linger_ms=1, bytes_max=16 * 1024 * 1024))
+    for number in range(15):
+        spool.append(payload(number, 1024 * 1024))
+    await asyncio.sleep(2.5)
+    spool.append(b"small")
+    await asyncio.sleep(1.2)
+    assert spool.level == "no_bodies"
+    await spool.close()
+
+
+async def test_a_crowded_list_waits_for_the_disk_rather_than_dropping(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path, SpoolSettings(linger_ms=50, queue_bytes_max=1024 * 1024))
+    for number in range(12):
+        spool.append(payload(number, 100_000))
+    assert spool.crowded
+    await asyncio.wait_for(spool.room(), 5)
+    assert spool.queue_bytes == 0
+    await spool.close()
+    assert spool.durable == 12
+
+
+async def test_a_disk_that_fails_for_a_while_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = open_spool(tmp_path, SETTINGS)
+    spool.append(payload(0))
+    await asyncio.sleep(0.1)
+    write, failures = os.write, iter([3, 3])
+
+    def failing(descriptor: int, data: memoryview) -> int:
+        if next(failures, None):
+            write(descriptor, data[:7])  # a part arrives, then the disk is full
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr("ingest.spool.os.write", failing)
+    spool.append(payload(1))
+    await asyncio.sleep(1.5)
+    spool.append(payload(2))
+    await spool.close()
+    records = SpoolReader(tmp_path).read(batch(spool.folder, 0, 2))
+    assert numbers([record.payload for record in records]) == [0, 1, 2]
+
+
+def test_kill_9_loses_at_most_the_linger(tmp_path: Path) -> None:
+    """A child appends and says how far it is; everything it said a moment before the kill is there."""
+    script = (
+        "import asyncio, sys, pathlib\n"
+        "from ingest.spool import open_spool\n"
+        "from schemas.settings import SpoolSettings\n"
+        "async def main():\n"
+        "    spool = open_spool(pathlib.Path(sys.argv[1]), SpoolSettings())\n"
+        "    for number in range(1000000):\n"
+        "        spool.append(b'%08d' % number)\n"
+        "        if number % 20 == 0:\n"
+        "            print(number, spool.durable, flush=True)\n"
+        "            await asyncio.sleep(0.001)\n"
+        "asyncio.run(main())\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert child.stdout is not None
+    said = [child.stdout.readline() for _ in range(500)]
+    child.kill()
+    appended, durable = map(int, (said[-1] + b"").split())
+    rest = child.stdout.read().splitlines()
+    child.stdout.close()
+    child.wait()
+    if rest and len(rest[-1].split()) == 2:
+        durable = int(rest[-1].split()[1])
+    (folder,) = tmp_path.glob("edge-*")
+    stored = [
+        int(record)
+        for segment in frames.segments(folder)
+        for record, whole in frames.payloads(segment.path.read_bytes())
+        if whole
+    ]
+    assert stored == list(range(len(stored)))
+    assert len(stored) >= durable > 0
+    assert appended > 5000
+
+
+def test_a_plan_that_cannot_be_read_is_not_taken_for_a_fresh_one(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{broken")
+    with pytest.raises(Exception, match="cannot be read"):
+        read_plan(tmp_path)
+    assert read_plan(tmp_path / "elsewhere") == Plan()
