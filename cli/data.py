@@ -15,6 +15,7 @@ from ingest.clickhouse import StoreError
 def migrate() -> None:
     """Bring the ClickHouse tables and the control database to this version's form. Safe to run again."""
     from control.database import upgrade
+
     from ingest.migrations import migrate as migrate_tables
 
     shared = shared_settings()
@@ -29,44 +30,71 @@ def migrate() -> None:
     console.print("Tables and control data are up to date." if done else "Everything was up to date.")
 
 
+_TIME = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+_FROM = typer.Option(None, "--from", formats=_TIME, help="Only letters that died at or after this time (UTC).")
+_TO = typer.Option(None, "--to", formats=_TIME, help="Only letters that died before it (UTC).")
+
+
 def replay(
-    since: datetime | None = typer.Option(None, "--from", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Died at or after (UTC)."),
-    until: datetime | None = typer.Option(None, "--to", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Died before (UTC)."),
-    topic: str = typer.Option("", help="Only this topic's dead letters."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Try each one, store nothing."),
+    died_from: datetime | None = _FROM,
+    died_to: datetime | None = _TO,
+    topic: str = typer.Option("", help="Only letters of this topic (as a batch names it)."),
+    reason: str = typer.Option("", help="Only letters that died of this."),
 ) -> None:
     """Try dead letters again. Each counts once, however often this is run."""
     from schemas.settings import WorkerSettings, load
-    from workers.replay import replay_dead_letters
+    from workers.app import price_book
+    from workers.replay import Selection, count_dead_letters, replay_dead_letters
 
     shared = shared_settings()
-    with Progress(
-        TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as progress:
-        task = progress.add_task("replay", total=None)
-        result = replay_dead_letters(
-            shared,
-            load(WorkerSettings),
-            since=since.replace(tzinfo=UTC) if since else None,
-            until=until.replace(tzinfo=UTC) if until else None,
-            topic=topic or None,
-            dry_run=dry_run,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    table = Table("what", "dead letters", title="Replay", title_justify="left")
+    chosen = Selection(
+        topic=topic or None,
+        reason=reason or None,
+        died_from_ms=_epoch_ms(died_from),
+        died_until_ms=_epoch_ms(died_to),
+    )
+    try:
+        total = count_dead_letters(shared.clickhouse, chosen)
+        with Progress(
+            TextColumn("replaying"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        ) as progress:
+            task = progress.add_task("replay", total=total)
+            result = replay_dead_letters(
+                shared.clickhouse,
+                prices=price_book(load(WorkerSettings)),
+                keep_days=shared.retention.requests_days,
+                selection=chosen,
+                progress=lambda counts: progress.update(task, completed=counts.read),
+            )
+    except StoreError as error:
+        errors.print(f"[bold red]Replay broke off:[/] {error}\nWhat was stored stays; run it again for the rest.")
+        raise typer.Exit(1) from None
+    table = Table("", "dead letters", title="Replay", title_justify="left")
+    table.columns[1].justify = "right"
     for what, count in (
         ("read", result.read),
-        ("stored before", result.already_stored),
-        ("stored now" if not dry_run else "would be stored", result.stored),
+        ("stored before", result.stored_before),
+        ("stored now", result.stored_now),
         ("dead again", result.dead_again),
+        *((f"  {why}", count) for why, count in result.reasons.items()),
     ):
         table.add_row(what, f"{count:,}")
     console.print(table)
 
 
+def _epoch_ms(at: datetime | None) -> int | None:
+    return None if at is None else int(at.replace(tzinfo=UTC).timestamp() * 1000)
+
+
 def reset(yes: bool = typer.Option(False, "--yes", help="Do not ask.")) -> None:
     """Delete this machine's data folder: calls, keys, everything. Asks first."""
-    from infra.local.lock import DataDirHeld, hold
+    from infra.local.errors import FolderHeld
+    from infra.local.lock import hold
 
     read_env_file()
     folder = data_dir().absolute()
@@ -82,7 +110,7 @@ def reset(yes: bool = typer.Option(False, "--yes", help="Do not ask.")) -> None:
     try:
         with hold(folder):
             shutil.rmtree(folder)
-    except DataDirHeld as error:
+    except FolderHeld as error:
         errors.print(f"[red]{error}[/]")
         raise typer.Exit(1) from None
     console.print("Deleted. The next start is a fresh one.")

@@ -14,9 +14,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli.demo_provider import DemoProvider
 from cli.environment import console, data_dir, errors, read_env_file, settings_errors
+from infra.local.ports import remembered
 from schemas.settings import ControlSettings, EdgeSettings, load
 
-_USERS = ["ada@example.com", "grace@example.com", "alan@example.com", "edsger@example.com", "barbara@example.com", "u-1042"]
+_USERS = [
+    "ada@example.com",
+    "grace@example.com",
+    "alan@example.com",
+    "edsger@example.com",
+    "barbara@example.com",
+    "u-1042",
+]
 _QUESTIONS = [
     "Where is my parcel?",
     "Please summarise this thread in three points.",
@@ -41,16 +49,16 @@ _IN_FLIGHT_MAX = 64
 def demo(
     minutes: float = typer.Option(3, "--minutes", "-m", min=0.05, max=60, help="How long to send."),
     rate: float = typer.Option(4, "--rate", min=0.1, max=200, help="Calls a second, on average."),
-    key: str = typer.Option("", "--key", envvar="HELIOGRAPH_KEY", help="A Heliograph key, where the edge requires one."),
+    key: str = typer.Option(
+        "", "--key", envvar="HELIOGRAPH_KEY", help="A Heliograph key, where the edge requires one."
+    ),
     seed: int = typer.Option(1, "--seed", help="The same seed sends the same calls."),
 ) -> None:
     """Send a few minutes of traffic: users, sessions, streams, errors, several models. No provider key is needed."""
     read_env_file()
     with settings_errors():
         edge, control = load(EdgeSettings), load(ControlSettings)
-    from infra.local.ports import remembered
-
-    port = remembered(data_dir(), "demo")
+    port = remembered(data_dir()).get("demo")
     if port is None:
         errors.print(f"[red]{data_dir()} belongs to no running Heliograph; start it with 'heliograph up'.[/]")
         raise typer.Exit(1)
@@ -77,7 +85,10 @@ async def _run(base: str, port: int, seconds: float, rate: float, key: str, seed
     headers = {"Helicone-Auth": f"Bearer {key}"} if key else {}
     headers |= {"Helicone-Property-Demo": "true", "Authorization": "Bearer demo", "x-api-key": "demo"}
     try:
-        async with httpx.AsyncClient(base_url=base, headers=headers, timeout=120) as client, asyncio.TaskGroup() as calls:
+        async with (
+            httpx.AsyncClient(base_url=base, headers=headers, timeout=120) as client,
+            asyncio.TaskGroup() as calls,
+        ):
             began = time.monotonic()
             with Progress(
                 TextColumn("sending"), BarColumn(), TextColumn("{task.fields[sent]} calls"), TimeRemainingColumn(),
@@ -104,7 +115,9 @@ async def _send(client: httpx.AsyncClient, chance: random.Random, counts: Counte
             async for _ in answer.aiter_raw():
                 if gives_up:
                     break
-        counts["left early" if gives_up else "answered" if answer.status_code < 400 else f"status {answer.status_code}"] += 1
+        counts[
+            "left early" if gives_up else "answered" if answer.status_code < 400 else f"status {answer.status_code}"
+        ] += 1
     except httpx.HTTPError as error:
         counts[type(error).__name__] += 1
 

@@ -68,7 +68,9 @@ class DemoProvider:
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             await _answer(send, 200, {**_chat(model, "chat.completion"), "choices": [choice], "usage": usage})
             return
-        events = self._openai_events(model, text, usage if call.get("stream_options", {}).get("include_usage") else None)
+        events = self._openai_events(
+            model, text, usage if call.get("stream_options", {}).get("include_usage") else None
+        )
         await _stream(send, events)
 
     async def _openai_events(self, model: str, text: str, usage: dict[str, Any] | None) -> AsyncIterator[str]:

@@ -51,12 +51,12 @@ def shared_settings() -> SharedSettings:
         if given.redis.url is None:
             from infra.local import valkey
 
-            server = valkey.prepare(folder)
+            server = valkey.find(folder) or valkey.prepare(folder)
             os.environ["HELIOGRAPH_REDIS__URL"] = server.url
         if given.clickhouse.host is None:
             from infra.local import clickhouse
 
-            store = clickhouse.prepare(folder)
+            store = clickhouse.find(folder) or clickhouse.prepare(folder)
             os.environ["HELIOGRAPH_CLICKHOUSE__HOST"] = store.host
             os.environ["HELIOGRAPH_CLICKHOUSE__PORT"] = str(store.port)
             os.environ["HELIOGRAPH_CLICKHOUSE__USER"] = store.user
@@ -64,3 +64,15 @@ def shared_settings() -> SharedSettings:
         if given.database_url is None:
             os.environ["HELIOGRAPH_DATABASE_URL"] = f"sqlite+aiosqlite:///{folder / 'control.db'}"
         return load(SharedSettings)
+
+
+def embedded() -> set[str]:
+    """Which servers are this machine's own to run: those that the settings give no address for. Ask before
+    `shared_settings` fills them in."""
+    with settings_errors():
+        given = load(SharedSettings)
+    return {
+        name
+        for name, missing in (("valkey", given.redis.url is None), ("clickhouse", given.clickhouse.host is None))
+        if missing
+    }

@@ -13,7 +13,9 @@ from schemas.settings import ALL, prefix_of, settings_list
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def generated(check: bool = typer.Option(False, "--check", help="Change nothing; fail when a file is not up to date.")) -> None:
+def generated(
+    check: bool = typer.Option(False, "--check", help="Change nothing; fail when a file is not up to date."),
+) -> None:
     """Make the generated files anew."""
     stale = []
     for path, text in files().items():
@@ -59,7 +61,9 @@ def settings_page() -> str:
     parts = [_INTRO]
     for group in ALL:
         prefix = prefix_of(group)
-        parts.append(f"\n## `{prefix}…`\n\n{(group.__doc__ or '').strip()}\n\n| variable | default | meaning |\n|---|---|---|\n")
+        parts.append(
+            f"\n## `{prefix}…`\n\n{(group.__doc__ or '').strip()}\n\n| variable | default | meaning |\n|---|---|---|\n"
+        )
         for setting in settings_list(group, prefix):
             default = f"`{setting.default}`" if setting.default else ""
             parts.append(f"| `{setting.variable}` | {default} | {setting.meaning} |\n")

@@ -43,7 +43,9 @@ def tail(
                 rows = _rows(client, since, limit, wanted)
             except httpx.TransportError as error:
                 if not away:
-                    errors.print(f"[yellow]{base} does not answer ({type(error).__name__}); is 'heliograph up' running?[/]")
+                    errors.print(
+                        f"[yellow]{base} does not answer ({type(error).__name__}); is 'heliograph up' running?[/]"
+                    )
                 if not follow:
                     raise typer.Exit(1) from None
                 away = True

@@ -15,16 +15,17 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from cli.environment import console, errors, read_env_file, settings_errors, shared_settings
-from infra.local import clickhouse, valkey
-from infra.local.lock import DataDirHeld, hold
-from infra.local.ports import PortTaken, demand, pick
+from cli.environment import console, data_dir, embedded, errors, read_env_file, settings_errors, shared_settings
+from infra.local import clickhouse, ports, valkey
+from infra.local.errors import LocalError, NotReady
+from infra.local.lock import hold
 from infra.local.processes import Processes, Program, StartFailed, State
 from schemas.settings import ControlSettings, EdgeSettings, MetricsSettings, SharedSettings, load
 
 _READY_TIMEOUT_S = 90.0
 _WATCH_S = 0.5
 _AT_ONCE_WITHIN_S = 10.0
+_PREDECESSOR_S = 2.0
 
 
 def up() -> None:
@@ -36,25 +37,26 @@ def up() -> None:
     os.environ.setdefault("CONTROL_AUTH", "local")
     stop = _Stop()
     try:
-        with hold(Path(os.environ.get("HELIOGRAPH_DATA_DIR", ".heliograph"))):
+        with hold(data_dir(), wait_s=_PREDECESSOR_S):
+            ports.forget_taken(data_dir())
+            servers = embedded()
             shared = shared_settings()
             with settings_errors():
                 settings = (load(EdgeSettings), load(ControlSettings), load(MetricsSettings))
-            for name, port in (("EDGE_PORT", settings[0].port), ("CONTROL_PORT", settings[1].port),
-                               ("METRICS_PORT", settings[2].port)):  # fmt: skip
-                demand(port, name)
-            _run(shared, *settings, stop, started)
-    except (DataDirHeld, PortTaken) as error:
+            for name, port in zip(("EDGE_PORT", "CONTROL_PORT", "METRICS_PORT"), settings, strict=True):
+                ports.require_free(port.port, purpose=name)
+            _run(shared, *settings, servers, stop, started)
+    except LocalError as error:
         errors.print(f"[bold red]heliograph up[/] cannot start: {escape(str(error))}")
         raise typer.Exit(1) from None
 
 
 def _run(
-    shared: SharedSettings, edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings, stop: "_Stop",
-    started: float,
+    shared: SharedSettings, edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings, servers: set[str],
+    stop: "_Stop", started: float,
 ) -> None:  # fmt: skip
     folder = shared.data_dir
-    demo_port = pick(folder, "demo")
+    demo_port = ports.internal(folder, "demo")
     environment = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
@@ -66,7 +68,7 @@ def _run(
     }
     shutil.rmtree(environment["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
     Path(environment["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True)
-    programs = _programs(shared, edge, control, metrics)
+    programs = _programs(shared, edge, control, metrics, servers)
     with Processes(programs, folder=folder, environment=environment) as processes:
         try:
             with console.status("starting") as status:
@@ -91,20 +93,27 @@ def _run(
 
 
 def _programs(
-    shared: SharedSettings, edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings
+    shared: SharedSettings, edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings, servers: set[str]
 ) -> list[Program]:
     """In order of start: what others need comes first; the edge last, so that it never speaks for an unready house."""
     heliograph = [sys.executable, "-m", "cli"]
-    servers: list[Program] = []
-    if os.environ.get("HELIOGRAPH_EMBEDDED_REDIS") == "1":
-        server = valkey.prepare(shared.data_dir)
-        servers.append(Program("valkey", server.command, lambda: valkey.is_ready(server)))
-    if os.environ.get("HELIOGRAPH_EMBEDDED_CLICKHOUSE") == "1":
-        store = clickhouse.prepare(shared.data_dir)
-        servers.append(Program("clickhouse", store.command, lambda: clickhouse.is_ready(store)))
+    folder = shared.data_dir
+    local: list[Program] = []
+    if "valkey" in servers:
+        redis = valkey.prepare(folder)
+        local.append(
+            Program("valkey", _module("valkey", folder), lambda: _is_ready(lambda: valkey.wait_ready(redis, 0)))
+        )
+    if "clickhouse" in servers:
+        store = clickhouse.prepare(folder)
+        local.append(
+            Program(
+                "clickhouse", _module("clickhouse", folder), lambda: _is_ready(lambda: clickhouse.wait_ready(store, 0))
+            )
+        )
     control_url = f"http://127.0.0.1:{control.port}/healthz"
     return [
-        *servers,
+        *local,
         Program("worker", [*heliograph, "worker", "--tethered"], _said(shared, "worker", "ready"), 60),
         Program("planner", [*heliograph, "plan", "--tethered"], _said(shared, "planner", "planner is ready")),
         Program(
@@ -113,6 +122,18 @@ def _programs(
         Program("control", [*heliograph, "control", "--tethered"], _answers(control_url)),
         Program("edge", [*heliograph, "edge", "--tethered"], _answers(f"http://127.0.0.1:{edge.port}/readyz"), 40),
     ]
+
+
+def _module(name: str, folder: Path) -> list[str]:
+    return [sys.executable, "-m", f"infra.local.{name}", "--data", str(folder)]
+
+
+def _is_ready(wait: Callable[[], None]) -> bool:
+    try:
+        wait()
+    except NotReady:
+        return False
+    return True
 
 
 def _answers(url: str) -> Callable[[], bool]:

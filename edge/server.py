@@ -35,7 +35,6 @@ def serve(settings: EdgeSettings) -> None:
         ),
         log_dictconfig=_LOG_CONFIG,
         log_access=False,
-        process_name="heliograph-edge",
         respawn_failed_workers=True,
         respawn_interval=0.5,
         workers_kill_timeout=30,

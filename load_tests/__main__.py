@@ -22,12 +22,13 @@ from types import FrameType
 from typing import Any
 
 from load_tests import table
-from load_tests.build import BUILD, HERE, BuildError, programs
+from load_tests.build import BUILD, HERE, BuildError, Programs, programs
 from load_tests.candidates import CANDIDATES, Place, Target, mock_provider, stream_problem
 from load_tests.measure import PHASES, Window, client_gone_ms, problem_of, run_window
 from load_tests.processes import ChildFailed, two_cores
 
 RESULTS = HERE / "results"
+HELIOGRAPH = HERE.parent / ".venv/bin/heliograph"
 DISTURBED_SHARE = 0.05
 NOT_HERE = {
     "gomodel": "GoModel is not measured: the Go module proxy this project may use does not offer it",
@@ -61,11 +62,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAME,…", help=f"some of {', '.join(CANDIDATES)}; direct is always measured")
     parser.add_argument("--quick", action="store_true", help="one round of half-second windows: does it all work?")
     parser.add_argument("--port-base", type=int, default=21000, help="first of 20 loopback ports (21000)")
+    parser.add_argument("--heliograph", type=Path, default=HELIOGRAPH, help="our command, of another checkout say")
     parser.add_argument("--seed", type=int, default=None, help="seed of the shuffled order")
     options = parser.parse_args(arguments)
     names = options.only.split(",") if options.only else list(CANDIDATES)
     if unknown := set(names) - set(CANDIDATES):
         parser.error(f"--only: {', '.join(sorted(unknown))}: not one of {', '.join(CANDIDATES)}")
+    options.heliograph = options.heliograph.absolute()
     options.names = [name for name in CANDIDATES if name in names or name == table.DIRECT]
     if options.quick:
         options.rounds, options.seconds = 1, 0.5
@@ -86,7 +89,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=BUILD))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        place = Place(folder, cores, options.port_base)
+        place = Place(folder, cores, options.port_base, options.heliograph)
         stack.enter_context(mock_provider(place, made.mock))
         targets = start(stack, place, options.names, notes)
         streams = {target.name for target in targets if not note_stream_problem(target, notes)}
@@ -97,22 +100,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.rounds):
             for target in rng.sample(targets, len(targets)):
                 _say(f"round {number + 1} of {options.rounds}: {target.name}")
-                seen = [
-                    run_window(made, place, target, phase, warmup_s=options.seconds / 2, seconds=options.seconds)
-                    for phase in PHASES
-                    if target.name in streams or not phase.stream
-                ]
-                figures = table.window_figures(seen)
-                if target.child:
-                    figures["rss_mb"] = target.child.rss_mb()
-                    if target.name in streams and (gone_ms := client_gone_ms(place, target)) is not None:
-                        figures["client_gone_ms"] = gone_ms
+                try:
+                    seen, figures = measure(made, place, target, options.seconds, with_streams=target.name in streams)
+                except ChildFailed as error:
+                    notes.append(f"{target.name}: left the run in round {number + 1}: {error}")
+                    targets.remove(target)
+                    continue
                 rounds.setdefault(target.name, []).append(figures)
                 windows += seen
         notes += [f"{target.name}: {note}" for target in targets for note in target.notes]
     medians = {name: table.medians(rounds[name]) for name in options.names if name in rounds}
     compared = table.with_comparisons(medians)
     notes += [problem for window in windows if (problem := problem_of(window))]
+    notes += table.limited_by_us(medians)
     if disturbed := sum(window.other_share > DISTURBED_SHARE for window in windows):
         notes.append(f"in {disturbed} of {len(windows)} windows others used over 5 % of the proxy's core")
     return {
@@ -126,6 +126,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rounds": rounds,
         "windows": [asdict(window) for window in windows],
     }
+
+
+def measure(
+    made: Programs, place: Place, target: Target, seconds: float, *, with_streams: bool
+) -> tuple[list[Window], table.Figures]:
+    """One candidate's windows of one round, and their figures."""
+    phases = [phase for phase in PHASES if with_streams or not phase.stream]
+    windows = [run_window(made, place, target, phase, warmup_s=seconds / 2, seconds=seconds) for phase in phases]
+    figures = table.window_figures(windows)
+    if target.child:
+        figures["rss_mb"] = target.child.rss_mb()
+        if with_streams:
+            figures["client_gone_ms"] = client_gone_ms(place, target)
+    return windows, figures
 
 
 def start(stack: ExitStack, place: Place, names: Sequence[str], notes: list[str]) -> list[Target]:

@@ -54,11 +54,12 @@ STREAM_CALL = {**CALL, "stream": True, "stream_options": {"include_usage": True}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run happens: its folder, cores and ports."""
+    """Where a run happens: its folder, cores and ports, and which `heliograph` is ours."""
 
     folder: Path
     cores: Cores
     port_base: int
+    heliograph: Path
 
     @property
     def mock_port(self) -> int:
@@ -222,7 +223,7 @@ def heliograph_plain(place: Place) -> Iterator[Target]:
 @contextmanager
 def _edge(place: Place, name: str, port_offset: int, more_headers: Mapping[str, str]) -> Iterator[Target]:
     """Our edge alone: its spool takes the events, Valkey on the client's core holds keys, limits and cache."""
-    command = Path(build.HERE.parent, ".venv/bin/heliograph")
+    command = place.heliograph
     if not command.exists():
         raise build.BuildError(f"{command} does not exist (make install)")
     folder = _folder(place, name)
@@ -267,7 +268,7 @@ def _valkey(place: Place, folder: Path, port: int) -> Iterator[str]:
     config.touch(mode=0o600)
     config.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave ""\nappendonly no\ndir {folder}\n')
     with child([server, config], core=place.cores.client, log=folder / "valkey.log", cwd=folder) as process:
-        _wait_for_port(port, process)
+        wait_for_port(port, process)
         yield f"redis://:{password}@127.0.0.1:{port}/0"
 
 
@@ -303,7 +304,7 @@ def mock_provider(place: Place, program: Path) -> Iterator[Child]:
     with child(
         [program, "--port", str(place.mock_port)], core=place.cores.client, log=place.folder / "mock.log"
     ) as process:
-        _wait_for_port(place.mock_port, process)
+        wait_for_port(place.mock_port, process)
         yield process
 
 
@@ -356,7 +357,7 @@ def _ready(target: Target) -> Target:
     raise ChildFailed(f"not ready after {READY_TIMEOUT_S} s; last answer: {seen}\n{log}")
 
 
-def _wait_for_port(port: int, process: Child) -> None:
+def wait_for_port(port: int, process: Child) -> None:
     for _ in range(100):
         process.assert_alive()
         with socket.socket() as probe:

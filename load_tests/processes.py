@@ -16,7 +16,7 @@ from pathlib import Path
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 STOP_TIMEOUT_S = 5
-LOG_TAIL_CHARS = 1500
+LOG_TAIL_CHARS = 600
 
 
 class ChildFailed(Exception):
@@ -101,9 +101,13 @@ class Child:
     def rss_mb(self) -> float:
         return sum(stat.rss_pages for stat in session_stats(self.pid).values()) * PAGE_BYTES / 1e6
 
+    def has_ended(self) -> bool:
+        # WNOWAIT leaves the zombie in place, so that its number stays ours until the whole group has been ended.
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def assert_alive(self) -> None:
         """Raises ChildFailed, with the end of the log, when the process has ended."""
-        if self._has_ended():
+        if self.has_ended():
             raise ChildFailed(f"ended by itself: {self.log_tail()}")
 
     def log_tail(self) -> str:
@@ -123,17 +127,15 @@ class Child:
         try:
             self._signal(signal.SIGTERM)
             deadline = time.monotonic() + STOP_TIMEOUT_S
-            while not self._has_ended() and time.monotonic() < deadline:
+            while not self.has_ended() and time.monotonic() < deadline:
                 time.sleep(0.02)
         finally:
             self._signal(signal.SIGKILL)
             for pid in session_stats(self.pid):  # of the session, but in a process group of its own
                 _kill(pid, signal.SIGKILL)
             self.process.wait()
-
-    def _has_ended(self) -> bool:
-        # WNOWAIT leaves the zombie in place, so that its number stays ours until the whole group has been ended.
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            if self.process.stdout:
+                self.process.stdout.close()
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

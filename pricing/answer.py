@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from pricing import eventstream, streams, torn
-from pricing.reading import Answer, Piece, ProviderError, Shape, error_in, error_of, gather
+from pricing.reading import Answer, Block, Piece, ProviderError, Shape, error_in, error_of, gather
 from pricing.shapes import anthropic, bedrock, cohere, gemini, generic, openai, responses
 from pricing.tolerant import decode_any
 from pricing.usage import Usage
@@ -68,7 +68,7 @@ def read_answer(
     if "eventstream" in content_type or (first == 0 and eventstream.is_frame(body)):
         answer, pieces = _read_frames(shape, body + tail)
     elif streams.is_event_stream(body) or (stream and first == 0 and b"data:" in body):
-        answer, pieces = _read_stream(shape, whole, content_type)
+        answer, pieces = _read_stream(shape, whole)
     else:
         answer, pieces = _read_document(shape, body, tail, whole)
     settled = (
@@ -79,8 +79,10 @@ def read_answer(
     )
     if settled and kept == 1.0:
         return answer
-    output = None if settled or api in _NO_TEXT else gather(pieces())
-    return msgspec.structs.replace(answer, output=output, kept=kept)
+    if settled or api in _NO_TEXT:
+        return msgspec.structs.replace(answer, kept=kept)
+    output, called_tools = gather(pieces())
+    return msgspec.structs.replace(answer, output=output, called_tools=called_tools, kept=kept)
 
 
 def _first_byte(body: bytes) -> int:
@@ -88,8 +90,7 @@ def _first_byte(body: bytes) -> int:
     return head[0] if head and head[0] in b"{[" else 0
 
 
-def _read_stream(shape: Shape, body: bytes, content_type: str) -> tuple[Answer, Callable[[], Iterator[Piece]]]:
-    del content_type
+def _read_stream(shape: Shape, body: bytes) -> tuple[Answer, Callable[[], Iterator[Piece]]]:
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     decode = shape.document.decode
@@ -129,7 +130,7 @@ def _read_document(
     if not tail and (document := shape.document.decode(body)) is not None:
         return _with_error(shape.read(document), body), lambda: _document_pieces(shape, body)
     if documents := _several(shape, body, whole):
-        return shape.fold(documents, whole), lambda: _lines_pieces(shape, whole)
+        return _with_error(shape.fold(documents, whole), body), lambda: _lines_pieces(shape, whole)
     if not body.strip():
         return _SILENT, lambda: iter(())
     picked = torn.fields(body, tail, shape.torn_fields)
@@ -139,7 +140,7 @@ def _read_document(
         answer = msgspec.structs.replace(shape.read(document), complete=bool(tail))
         if (reason := picked.get("finish_reason") or picked.get("finishReason")) and isinstance(reason, str):
             answer = msgspec.structs.replace(answer, stop_reason=answer.stop_reason or reason)
-    return answer, lambda: ((place, text) for place, text in enumerate(torn.texts(body, tail)))
+    return answer, lambda: ((Block(place), text) for place, text in enumerate(torn.texts(body, tail)))
 
 
 def _several(shape: Shape, body: bytes, whole: bytes) -> list[Any]:

@@ -1,11 +1,11 @@
 """The result of reading an answer, and the parts every provider's reader shares."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from pricing.tolerant import Tolerant
+from pricing.tolerant import Tolerant, decode_any
 from pricing.usage import Usage
 
 
@@ -32,12 +32,22 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     output: tuple[str, ...] | None = None
     """Texts that came out (reasoning and tool arguments among them), one for each block or choice. Read only when
     usage is missing or not final; `None` when it was not needed or nothing in the body is generated text."""
+    called_tools: bool = False
+    """Whether tool calls are among `output`: models write them with marks that no text shows."""
     kept: float = 1.0
     """Part of the body that was there to read, 0 to 1: below 1 a hole was cut out of a long one."""
 
 
-Piece = tuple[object, str]
-"""A text and the block or choice it belongs to: pieces of one block are counted as one text."""
+class Block(NamedTuple):
+    """The part of an answer a piece of text belongs to: the pieces of one are counted as one text."""
+
+    place: object
+    """Index or name of the block, or several of them."""
+    is_tool: bool = False
+    """A tool call: its name and arguments."""
+
+
+Piece = tuple[Block, str]
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -105,10 +115,10 @@ def error_of(raw: Any) -> ProviderError | None:
 def error_in(body: bytes) -> ProviderError | None:
     """The error a body consists of, if it is one: asked only of bodies without usage."""
     found = _error_document.decode(body)
-    return None if found is None else error_in_document(found)
-
-
-def error_in_document(found: ErrorDocument) -> ProviderError | None:
+    if found is None and isinstance(items := decode_any(body), list) and items:  # Google, to a stream
+        found = _error_document.salvage(items[0])
+    if found is None:
+        return None
     if found.error:
         error = error_of(found.error)
         if error is not None and isinstance(found.error, str) and isinstance(found.message, str):
@@ -136,12 +146,16 @@ def _text(raw: Any) -> str | None:
     return str(raw) if isinstance(raw, int) and not isinstance(raw, bool) else None
 
 
-def gather(pieces: Iterator[Piece]) -> tuple[str, ...] | None:
-    """Pieces joined block by block, in order of appearance; `None` when there is not one."""
-    blocks: dict[object, list[str]] = {}
+def gather(pieces: Iterator[Piece]) -> tuple[tuple[str, ...] | None, bool]:
+    """Pieces joined block by block, in order of appearance (`None` when there is not one), and whether any is of a
+    tool call."""
+    blocks: dict[str, list[str]] = {}
+    called_tools = False
     for block, text in pieces:
-        blocks.setdefault(block, []).append(text)
-    return tuple("".join(texts) for texts in blocks.values()) if blocks else None
+        # By its text, since an index from outside may be anything, a list too.
+        blocks.setdefault(repr(block.place), []).append(text)
+        called_tools = called_tools or block.is_tool
+    return (tuple("".join(texts) for texts in blocks.values()) if blocks else None), called_tools
 
 
 def text_of(raw: Any) -> str:

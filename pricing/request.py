@@ -1,7 +1,7 @@
 """Reading a request: the few fields every event needs, and, only when usage must be counted, its whole prompt."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -132,12 +132,12 @@ _SYSTEM = ("system", "systemInstruction", "system_instruction", "instructions", 
 _TURNS = ("messages", "contents", "chat_history", "input")
 _TEXTS = ("prompt", "input", "inputs", "inputText", "texts", "query", "documents", "content", "message", "suffix")
 _NESTED = ("requests", "instances")
-_REFERENCES = ("previous_response_id", "cachedContent", "conversation", "image", "file")
+_REFERENCES = ("previous_response_id", "cachedContent", "conversation", "context_management", "image", "file")
+"""Fields by which something becomes input, or is taken from it, that the request does not show."""
 
 
 def read_prompt(api: str, body: bytes, *, tail: bytes = b"", size: int | None = None) -> Prompt:
     """The prompt in a request's body, read as widely as APIs differ; an empty `Prompt` when there is none."""
-    del api
     if tail and size == len(body) + len(tail):
         body, tail = body + tail, b""
     raw = decode_any(body) if not tail else None
@@ -153,11 +153,16 @@ def read_prompt(api: str, body: bytes, *, tail: bytes = b"", size: int | None = 
             if part.get(name):
                 turns.append(Turn("system", None, tuple(_texts(part[name], seen))))
         for name in _TURNS:
-            if isinstance(items := part.get(name), list) and items and isinstance(items[0], dict):
+            if _are_dicts(items := part.get(name)):
                 turns.extend(_turn(item, seen) for item in items if isinstance(item, dict))
         for name in _TEXTS:
             value = part.get(name)
-            if value is None or (isinstance(value, list) and value and isinstance(value[0], dict) and name == "input"):
+            if value is None or (name == "input" and _are_dicts(value)):
+                continue
+            if isinstance(value, dict):  # A prompt kept at the provider.
+                seen.others += 1
+            if name == "input" and api == "openai.responses" and isinstance(value, str):
+                turns.append(Turn("user", None, (value,)))
                 continue
             texts.extend(_texts(value, seen))
         for name in ("tools", "functions"):
@@ -176,6 +181,10 @@ def read_prompt(api: str, body: bytes, *, tail: bytes = b"", size: int | None = 
     )
 
 
+def _are_dicts(raw: Any) -> TypeGuard[list[Any]]:
+    return isinstance(raw, list) and bool(raw) and isinstance(raw[0], dict)
+
+
 def _nested(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name in _NESTED:
         if isinstance(items := raw.get(name), list):
@@ -184,6 +193,8 @@ def _nested(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _turn(item: dict[str, Any], seen: _Counter) -> Turn:
     role, name = item.get("role"), item.get("name")
+    if item.get("type") not in (None, "message"):
+        seen.others += 1  # The Responses API's items: calls, results, reasoning that only the provider can read.
     return Turn(
         role if isinstance(role, str) else None,
         name if isinstance(name, str) and role is not None else None,
@@ -194,8 +205,8 @@ def _turn(item: dict[str, Any], seen: _Counter) -> Turn:
 _PART_TEXTS = ("text", "content", "parts", "thinking", "reasoning_content", "refusal", "message", "summary")
 _PART_CALLS = ("toolUse", "toolResult", "functionCall", "functionResponse", "function_call", "function", "output")
 _PART_VALUES = ("arguments", "input", "args", "response", "json", "result")
-_IMAGE_TYPES = frozenset({"image_url", "image", "input_image"})
-_OTHER_TYPES = frozenset({"input_audio", "audio", "file", "input_file", "document", "video", "video_url"})
+_IMAGE_TYPES = ("image_url", "image", "input_image")
+_OTHER_TYPES = ("input_audio", "audio", "file", "input_file", "document", "video", "video_url")
 
 
 def _texts(raw: Any, seen: _Counter, depth: int = 0) -> Iterator[str]:

@@ -135,7 +135,7 @@ def count_prompt(model: str, prompt: Prompt) -> Count:
     tokens = texts.tokens + plain.tokens + prompt.token_ids
     exact = texts.is_exact and plain.is_exact
     if prompt.turns:
-        tokens += _REPLY_TOKENS
+        tokens += _REPLY_TOKENS - family.hides_reasoning
         for turn in prompt.turns:
             tokens += _TURN_TOKENS
             if turn.name is not None:

@@ -67,10 +67,17 @@ def _value_after(body: bytes, place: int) -> Any:
 
 _TEXTS = re.compile(
     rb'"(?:content|text|reasoning|reasoning_content|thinking|arguments|generated_text|completion|response|generation)"'
-    rb'\s*:\s*"((?:[^"\\]|\\.)*)'
+    rb'\s*:\s*"((?:[^"\\]++|\\.)*+)'
 )
 
 
 def texts(head: bytes, tail: bytes) -> list[str]:
     """Texts of a cut answer, the piece the cut runs through included."""
-    return [match[1].decode("utf-8", "replace") for body in (head, tail) for match in _TEXTS.finditer(body) if match[1]]
+    return [_unescaped(match[1]) for body in (head, tail) for match in _TEXTS.finditer(body) if match[1]]
+
+
+def _unescaped(raw: bytes) -> str:
+    try:
+        return str(json.loads(b'"' + raw + b'"'))
+    except ValueError:
+        return raw.decode("utf-8", "replace")

@@ -79,8 +79,8 @@ def run(app: Celery, *, name: str = "worker") -> None:
         name: tells workers of one broker apart in their logs.
     """
     app.worker_main([
-        "worker", "--pool=prefork", f"--hostname={name}@%h", f"--queues={QUEUE}",
-        "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO", "--quiet",
+        "--quiet", "worker", "--pool=prefork", f"--hostname={name}@%h", f"--queues={QUEUE}",
+        "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO",
     ])  # fmt: skip
 
 

@@ -180,6 +180,7 @@ def what_was_said(event: Event, prices: PriceBook) -> Said:
     request = event.request or _NO_BODY
     settled = settle(
         event.api,
+        provider=event.provider,
         model=answer.model or event.requested_model,
         status=status,
         answer=answer,
@@ -205,9 +206,9 @@ def what_was_said(event: Event, prices: PriceBook) -> Said:
 
 def _from_reading(event: Event, reading: Reading, prices: PriceBook) -> Said:
     """The same of an answer whose body never left the edge."""
-    usd, source, as_of = reading.cost_usd, reading.cost_source, reading.prices_as_of
-    cost_usd = None if usd is None else _usd(usd)
-    if event.cache_status == "hit" or usd is None:
+    cost_usd = None if reading.cost_usd is None else _usd(reading.cost_usd)
+    source, as_of = (None, None) if cost_usd is None else (reading.cost_source, reading.prices_as_of)
+    if reading.cost_usd is None or event.cache_status == "hit":
         used = PricedUsage(**{name: getattr(reading.usage, name) for name in _COUNTS})
         cost_usd, source, as_of = _priced(event, reading.model, used, prices)
     return Said(

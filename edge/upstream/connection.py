@@ -161,6 +161,7 @@ class _Refused(Exception):
 class Connection(asyncio.Protocol):
     __slots__ = (
         "_answer",
+        "_chunked",
         "_drained",
         "_ended",
         "_ends",
@@ -212,6 +213,7 @@ class Connection(asyncio.Protocol):
         self._head_left = 0
         self._is_head = False
         self._ended = False  # the answer's last byte has been parsed
+        self._chunked = False
         self._extra = False  # and bytes came after it
         self._keep = False  # and the server will take another request
         self._headers: list[tuple[bytes, bytes]] = []
@@ -243,6 +245,7 @@ class Connection(asyncio.Protocol):
         self._waiter = waiter = self.loop.create_future()
         self._head_left = limits.head_bytes
         self._is_head = request.method == b"HEAD"
+        self._chunked = False
         self._ended = False
         self._extra = False
         self._first_byte_s = first_byte_s
@@ -278,11 +281,10 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self._transport.resume_reading()
 
-    def rest(self, now: float, keep_alive_s: float) -> None:
+    def rest(self, now: float, deadline: float) -> None:
         """No call for now: to be used again, or closed at the deadline."""
         self._probe_from = now + PROBE_AFTER_S
-        self._ends = NEVER
-        self._expect("idle", now + keep_alive_s)
+        self.deadline = deadline
 
     def usable(self, now: float) -> bool:
         """May this resting connection carry a call? Not if its server has closed it, as far as can be known."""
@@ -430,8 +432,6 @@ class Connection(asyncio.Protocol):
                 raise _Refused(f"status {status}")  # we never ask for an upgrade
             headers.clear()
             return
-        if not wire.is_readable_framing(headers):
-            raise _Refused("a transfer-encoding other than chunked")
         self._answer = PoolAnswer(self, status, headers.copy())
         headers.clear()
         if self._is_head:
@@ -440,6 +440,13 @@ class Connection(asyncio.Protocol):
             self._keep = False
         if status >= 300 and self._sender is not None:
             self._sender.cancel()  # whatever is left of the request is no longer wanted
+
+    def on_chunk_header(self) -> None:
+        # Looked at here, not with the head: of a body with content-length the parser knows that it has no coding.
+        if not self._chunked and self._answer is not None:
+            self._chunked = True
+            if not wire.is_chunked_alone(self._answer.headers):
+                raise _Refused("a transfer-encoding beside chunked")
 
     def on_message_complete(self) -> None:
         answer = self._answer
@@ -454,8 +461,10 @@ class Connection(asyncio.Protocol):
     # Inside.
 
     def _expect(self, phase: Phase, deadline: float) -> None:
+        if deadline > self._ends:
+            deadline = self._ends
         self._phase = phase
-        self.deadline = deadline = min(deadline, self._ends)
+        self.deadline = deadline
         if deadline < self._owner.sweep_at:
             self._owner.watch(deadline)
 

@@ -115,7 +115,11 @@ class Pool:
 
     def released(self, connection: Connection) -> None:
         connection.host.idle[connection] = None
-        connection.rest(self._now(), self._keep_alive_s)
+        now = self._now()
+        deadline = now + self._keep_alive_s
+        connection.rest(now, deadline)
+        if deadline < self.sweep_at:
+            self.watch(deadline)
         if self._lines:
             self._serve_line()
 

@@ -1,7 +1,7 @@
 """A request as the bytes of HTTP/1.1, and the few things about an answer's head the parser leaves to us. Pure."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from itertools import chain
 
 from edge.upstream.protocol import RequestMalformed, UpstreamRequest
 
@@ -11,12 +11,8 @@ WRITE_WHOLE_BYTES = 256 * 1024
 """A body up to here is written in one piece with its head; a larger one in such pieces, as fast as they are taken."""
 
 
-class Encoded(NamedTuple):
-    """What to write first, then the rest, framed by `length` (None: chunked)."""
-
-    opening: bytes
-    rest: AsyncIterator[bytes] | None
-    length: int | None
+Encoded = tuple[bytes, AsyncIterator[bytes] | None, int | None]
+"""What to write first; the rest, if it is not all; the body's length (None: chunked). A named one takes 0.3 µs more."""
 
 
 def encode(request: UpstreamRequest) -> Encoded:
@@ -28,25 +24,26 @@ def encode(request: UpstreamRequest) -> Encoded:
     headers = request.headers
     target = request.target
     body = request.body
-    # Joined twice rather than line by line: 12 headers take 1.0 µs this way, 2.6 in a loop.
-    head = b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (request.method, target, b"\r\n".join(map(b": ".join, headers)))
-    breaks = len(headers) + 2
-    if not headers or head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
+    # One format for the whole head: for 9 headers 1.5 µs, two joins take 2.0. One translate: 0.3, three counts 0.8.
+    lines = len(headers)
+    form = b"%b %b HTTP/1.1\r\n" + b"%b: %b\r\n" * lines + b"\r\n"
+    head = form % (request.method, target, *chain.from_iterable(headers))
+    if len(head) - len(head.translate(None, b"\r\n\0")) != 2 * (lines + 2):
         raise RequestMalformed("a header or the target holds a line break")
-    if not target or b" " in target or b" " in request.method:
+    if not target or (request.method + target).find(b" ") >= 0:
         raise RequestMalformed("the method or the target is empty or holds a blank")
     length = content_length(headers)
     if not isinstance(body, bytes):
         if length == 0:
             raise RequestMalformed("a streamed body needs content-length or transfer-encoding")
-        return Encoded(head, body, length)
+        return (head, body, length)
     if length is not None and length != len(body):
         raise RequestMalformed(f"content-length does not match the body's {len(body)} bytes")
     if len(body) > WRITE_WHOLE_BYTES:
-        return Encoded(head, _slices(body), length)
+        return (head, _slices(body), length)
     if length is None:
         body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-    return Encoded(head + body, None, length)
+    return (head + body, None, length)
 
 
 def content_length(headers: Headers) -> int | None:
@@ -54,11 +51,14 @@ def content_length(headers: Headers) -> int | None:
     length: int | None = None
     is_chunked = False
     for name, value in headers:
-        if len(name) == 14 and name.lower() == b"content-length":
+        letters = len(name)
+        if letters != 14 and letters != 17:
+            continue
+        if name.lower() == b"content-length":
             if length is not None or not value.isdigit():
                 raise RequestMalformed("content-length is given twice or is no number")
             length = int(value)
-        elif len(name) == 17 and name.lower() == b"transfer-encoding":
+        elif name.lower() == b"transfer-encoding":
             if is_chunked or value.lower() != b"chunked":
                 raise RequestMalformed("the one transfer-encoding we speak is chunked")
             is_chunked = True
@@ -67,10 +67,10 @@ def content_length(headers: Headers) -> int | None:
     return None if is_chunked else length or 0
 
 
-def is_readable_framing(headers: Headers) -> bool:
-    """Is an answer framed in a way we can read? A transfer coding beside chunked would reach the client still coded."""
-    codings = [value for name, value in headers if len(name) == 17 and name.lower() == b"transfer-encoding"]
-    return not codings or [value.strip().lower() for value in codings] == [b"chunked"]
+def is_chunked_alone(headers: Headers) -> bool:
+    """Is chunked an answer's only transfer coding? Another one would reach the client still coded."""
+    codings = [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
+    return codings == [b"chunked"]
 
 
 def says_its_end(headers: Headers) -> bool:

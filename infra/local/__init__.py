@@ -1,0 +1,1 @@
+"""Embedded real servers for one machine, as child processes: ClickHouse and Valkey out of Python wheels, no Docker."""

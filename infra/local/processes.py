@@ -58,19 +58,18 @@ class Processes:
         self._environment = dict(environment)
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._socket_folder: str | None = None
-        self._rpc: Any = None
+        self._socket = self._run / "supervisor.sock"
 
     def __enter__(self) -> "Processes":
         self._logs.mkdir(parents=True, exist_ok=True)
         self._run.mkdir(parents=True, exist_ok=True)
-        socket = self._run / "supervisor.sock"
-        if len(str(socket.absolute())) > _SOCKET_PATH_MAX:
+        if len(str(self._socket.absolute())) > _SOCKET_PATH_MAX:
             self._socket_folder = tempfile.mkdtemp(prefix="heliograph-")
-            socket = Path(self._socket_folder) / "supervisor.sock"
-        socket.unlink(missing_ok=True)
+            self._socket = Path(self._socket_folder) / "supervisor.sock"
+        self._socket.unlink(missing_ok=True)
         config = self._run / "supervisor.conf"
         config.touch(mode=0o600)
-        config.write_text(_config(self._programs, socket=socket.absolute(), logs=self._logs.absolute()))
+        config.write_text(_config(self._programs, socket=self._socket.absolute(), logs=self._logs.absolute()))
         self._supervisor = subprocess.Popen(  # noqa: S603 - our own configuration
             [sys.executable, "-m", "infra.local.tethered", sys.executable, "-m", "supervisor.supervisord",
              "--nodaemon", "--configuration", str(config.absolute())],
@@ -80,7 +79,6 @@ class Processes:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us to handle, in order
         )  # fmt: skip
-        self._rpc = ServerProxy("http://localhost", SupervisorTransport("", "", f"unix://{socket.absolute()}"))
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:
@@ -93,6 +91,11 @@ class Processes:
                         f"the process manager did not start: {error}\n{_tail(self._logs / 'supervisor.log')}"
                     ) from error
                 time.sleep(0.05)
+
+    @property
+    def _rpc(self) -> Any:
+        # A fresh one for each question: its transport never recovers from a connection that failed.
+        return ServerProxy("http://localhost", SupervisorTransport("", "", f"unix://{self._socket.absolute()}"))
 
     def start(self, program: Program, *, timeout_s: float) -> None:
         """Start one process and wait until it is ready.

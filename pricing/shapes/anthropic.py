@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pricing.reading import Answer, Piece, Shape, error_of, text_of
+from pricing.reading import Answer, Block, Piece, Shape, error_of, text_of
 from pricing.tolerant import Count, Tolerant
 from pricing.usage import Usage
 
@@ -154,7 +154,7 @@ def pieces(raw: Any) -> Iterator[Piece]:
     if kind == "content_block_delta" and isinstance(delta := raw.get("delta"), dict):
         for name in ("text", "thinking", "partial_json"):
             if isinstance(delta.get(name), str):
-                yield raw.get("index"), delta[name]
+                yield Block(raw.get("index"), is_tool=name == "partial_json"), delta[name]
     elif kind == "content_block_start" and isinstance(block := raw.get("content_block"), dict):
         yield from _block_pieces(raw.get("index"), block)
     elif isinstance(blocks := raw.get("content"), list):
@@ -162,16 +162,16 @@ def pieces(raw: Any) -> Iterator[Piece]:
             if isinstance(block, dict):
                 yield from _block_pieces(index, block)
     elif isinstance(raw.get("completion"), str):  # The old text completions.
-        yield "completion", raw["completion"]
+        yield Block("completion"), raw["completion"]
 
 
 def _block_pieces(index: object, block: dict[str, Any]) -> Iterator[Piece]:
     for name in ("text", "thinking", "name"):
         if isinstance(block.get(name), str):
-            yield index, block[name]
+            yield Block(index, is_tool=name == "name"), block[name]
     # A stream begins a tool's block with empty input and sends it piece by piece.
     if block.get("input"):
-        yield index, text_of(block["input"])
+        yield Block(index, is_tool=True), text_of(block["input"])
 
 
 SHAPE = Shape(

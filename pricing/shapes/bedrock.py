@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from pricing.reading import Answer, Piece, Shape, text_of
+from pricing.reading import Answer, Block, Piece, Shape, text_of
 from pricing.tolerant import Count, Tolerant
 from pricing.usage import Usage
 
@@ -117,16 +117,16 @@ def pieces(raw: Any) -> Iterator[Piece]:
 
 def _content_pieces(index: object, block: dict[str, Any]) -> Iterator[Piece]:
     if isinstance(block.get("text"), str):
-        yield index, block["text"]
+        yield Block(index), block["text"]
     if isinstance(tool := block.get("toolUse"), dict):
         for name in ("name", "input"):
             if tool.get(name):
-                yield (index, "tool"), text_of(tool[name])
+                yield Block(index, is_tool=True), text_of(tool[name])
     if isinstance(thought := block.get("reasoningContent"), dict):
         inner = thought.get("reasoningText")
         text = inner.get("text") if isinstance(inner, dict) else thought.get("text")
         if isinstance(text, str):
-            yield (index, "reasoning"), text
+            yield Block((index, "reasoning")), text
 
 
 SHAPE = Shape(

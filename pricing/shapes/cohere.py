@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pricing.reading import Answer, Piece, ProviderError, Shape, text_of
+from pricing.reading import Answer, Block, Piece, ProviderError, Shape, text_of
 from pricing.tolerant import Count, Tolerant
 from pricing.usage import Usage
 
@@ -105,23 +105,23 @@ def fold(documents: list[Document], body: bytes) -> Answer:
 def pieces(raw: Any) -> Iterator[Piece]:
     kind = raw.get("type") or raw.get("event_type")
     if isinstance(raw.get("text"), str) and kind != "stream-start":
-        yield "text", raw["text"]
+        yield Block("text"), raw["text"]
     message = raw.get("message")
     if isinstance(delta := raw.get("delta"), dict):
         message = delta.get("message")
     if not isinstance(message, dict):
         return
     if isinstance(message.get("tool_plan"), str):
-        yield "plan", message["tool_plan"]
+        yield Block("plan"), message["tool_plan"]
     for part in _as_list(message.get("content")):
         for name in ("text", "thinking"):
             if isinstance(part.get(name), str):
-                yield (raw.get("index"), name), part[name]
+                yield Block((raw.get("index"), name)), part[name]
     for place, call in enumerate(_as_list(message.get("tool_calls"))):
         if isinstance(function := call.get("function"), dict):
             for name in ("name", "arguments"):
                 if function.get(name) is not None:
-                    yield ("tool", raw.get("index"), place), text_of(function[name])
+                    yield Block((raw.get("index"), place), is_tool=True), text_of(function[name])
 
 
 def _as_list(raw: Any) -> list[dict[str, Any]]:

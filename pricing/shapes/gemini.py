@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pricing.reading import Answer, Piece, Shape, error_of, text_of
+from pricing.reading import Answer, Block, Piece, Shape, error_of, text_of
 from pricing.tolerant import ABSENT, Count, Tolerant, is_given
 from pricing.usage import Usage
 
@@ -155,12 +155,12 @@ def pieces(raw: Any) -> Iterator[Piece]:
         for part in parts if isinstance(parts, list) else ():
             if not isinstance(part, dict):
                 continue
-            block = (candidate.get("index"), bool(part.get("thought")))
+            place = (candidate.get("index"), bool(part.get("thought")))
             if isinstance(part.get("text"), str):
-                yield block, part["text"]
+                yield Block(place), part["text"]
             for name in ("functionCall", "executableCode"):
                 if isinstance(call := part.get(name), dict):
-                    yield (*block, name), "".join(text_of(value) for value in call.values())
+                    yield Block((*place, name), is_tool=True), "".join(text_of(value) for value in call.values())
 
 
 SHAPE = Shape(

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pricing.reading import Answer, Piece, Shape, error_of, text_of
+from pricing.reading import Answer, Block, Piece, Shape, error_of
 from pricing.shapes import anthropic, bedrock, cohere, gemini, openai, responses
 from pricing.tolerant import ABSENT, Count, Tolerant, is_given
 from pricing.usage import Usage
@@ -271,7 +271,7 @@ def _usage_object(raw: msgspec.Raw, document: Document, *, embeds: bool) -> Usag
     if b'"inputTokens"' in text:
         converse = _converse_usage.decode(raw)
         return None if converse is None else bedrock.usage_of(converse)
-    if b'"billed_units"' in text or b'"tokens"' in text:
+    if b'"billed_units"' in text or b'"tokens":' in text.replace(b" ", b""):
         units = _cohere_usage.decode(raw)
         return None if units is None else cohere.usage_of(units, embeds=embeds)
     if b'"input_tokens"' in text and (b'"cache_creation' in text or b'"cache_read_input_tokens"' in text):
@@ -355,7 +355,7 @@ def pieces(raw: Any) -> Iterator[Piece]:
         for place, item in enumerate(items if isinstance(items, list) else ()):
             if isinstance(item, dict):
                 for _, text in _own_pieces(item, ("generated_text", "outputText", "completion", "text")):
-                    yield (name, place), text
+                    yield Block((name, place)), text
                 if isinstance(data := item.get("data"), dict):  # AI21
                     yield from _own_pieces(data, ("text",))
 
@@ -363,7 +363,7 @@ def pieces(raw: Any) -> Iterator[Piece]:
 def _own_pieces(raw: dict[str, Any], names: tuple[str, ...]) -> Iterator[Piece]:
     for name in names:
         if isinstance(raw.get(name), str):
-            yield name, text_of(raw[name])
+            yield Block(name), raw[name]
 
 
 def _no_pieces(raw: Any) -> Iterator[Piece]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from pricing.reading import Answer, Piece, Shape, error_of, text_of
+from pricing.reading import Answer, Block, Piece, Shape, error_of, text_of
 from pricing.tolerant import COUNT_MAX, Count, Tolerant, money
 from pricing.usage import Usage
 
@@ -274,41 +274,41 @@ def pieces(raw: Any) -> Iterator[Piece]:
     for choice in _dicts(raw.get("choices")):
         index = choice.get("index")
         if isinstance(choice.get("text"), str):
-            yield (index, "text"), choice["text"]
+            yield Block((index, "text")), choice["text"]
         for name in ("message", "delta"):
             if isinstance(message := choice.get(name), dict):
                 yield from message_pieces(index, message)
     if isinstance(raw.get("text"), str) and "choices" not in raw and "type" not in raw:
-        yield "text", raw["text"]  # A transcription.
+        yield Block("text"), raw["text"]  # A transcription.
 
 
 def message_pieces(index: object, message: dict[str, Any]) -> Iterator[Piece]:
     content = message.get("content")
     if isinstance(content, str):
-        yield (index, "content"), content
+        yield Block((index, "content")), content
     for part in _dicts(content):
         if isinstance(part.get("text"), str):
-            yield (index, "content"), part["text"]
+            yield Block((index, "content")), part["text"]
         for thought in _dicts(part.get("thinking")):  # Mistral
             if isinstance(thought.get("text"), str):
-                yield (index, "reasoning"), thought["text"]
+                yield Block((index, "reasoning")), thought["text"]
     # Some send their reasoning under two names at once: the first counts.
     for name in ("reasoning_content", "reasoning", "thinking"):
         if isinstance(message.get(name), str) and message[name]:
-            yield (index, "reasoning"), message[name]
+            yield Block((index, "reasoning")), message[name]
             break
     if isinstance(message.get("refusal"), str):
-        yield (index, "refusal"), message["refusal"]
+        yield Block((index, "refusal")), message["refusal"]
     calls = [*_dicts(message.get("tool_calls"))]
     for place, call in enumerate(calls):
         if isinstance(function := call.get("function") or call.get("custom"), dict):
-            block = (index, "tool", call.get("index", place))
+            block = Block((index, call.get("index", place)), is_tool=True)
             yield from _call_pieces(block, function)
     if isinstance(function := message.get("function_call"), dict):
-        yield from _call_pieces((index, "tool", 0), function)
+        yield from _call_pieces(Block((index, 0), is_tool=True), function)
 
 
-def _call_pieces(block: object, function: dict[str, Any]) -> Iterator[Piece]:
+def _call_pieces(block: Block, function: dict[str, Any]) -> Iterator[Piece]:
     if isinstance(function.get("name"), str):
         yield block, function["name"]
     arguments = function.get("arguments", function.get("input"))

@@ -5,12 +5,12 @@ from typing import Any
 
 import msgspec
 
-from pricing.reading import Answer, Piece, Shape, error_of, text_of
+from pricing.reading import Answer, Block, Piece, Shape, error_of, text_of
 from pricing.shapes.openai import OpenAIUsage, ServerTools, usage_of
 from pricing.tolerant import Tolerant
 from pricing.usage import Usage
 
-_PENDING = frozenset({"queued", "in_progress"})
+_PENDING = ("queued", "in_progress")
 _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 
 
@@ -90,23 +90,23 @@ def pieces(raw: Any) -> Iterator[Piece]:
     kind = raw.get("type")
     if isinstance(kind, str) and kind.endswith(".delta") and isinstance(raw.get("delta"), str):
         if "audio.delta" not in kind and "image" not in kind:
-            block = (kind, raw.get("item_id"), raw.get("content_index"), raw.get("summary_index"))
-            yield block, raw["delta"]
+            part = (kind, raw.get("item_id"), raw.get("content_index"), raw.get("summary_index"))
+            yield Block(part, is_tool="call" in kind), raw["delta"]
         return
     if kind == "response.output_item.added" and isinstance(item := raw.get("item"), dict):
         if isinstance(item.get("name"), str):
-            yield ("name", item.get("id")), item["name"]
+            yield Block(("name", item.get("id")), is_tool=True), item["name"]
         return
     if raw.get("status") in _PENDING:
         return  # Answered later, under another request: nothing has been generated for this one.
     for place, item in enumerate(_dicts(raw.get("output"))):
         for name in ("name", "arguments", "input"):
             if item.get(name) is not None:
-                yield (place, name), text_of(item[name])
-        for part in (*_dicts(item.get("content")), *_dicts(item.get("summary"))):
+                yield Block((place, name), is_tool=True), text_of(item[name])
+        for piece in (*_dicts(item.get("content")), *_dicts(item.get("summary"))):
             for name in ("text", "refusal"):
-                if isinstance(part.get(name), str):
-                    yield (place, name), part[name]
+                if isinstance(piece.get(name), str):
+                    yield Block((place, name)), piece[name]
 
 
 def _dicts(raw: Any) -> list[dict[str, Any]]:

@@ -205,7 +205,12 @@ def test_table_of_sources(
         answer = exchange.answer()
         model = answer.model or exchange.model_requested or _model_in(exchange.path)
         settled = settle(
-            exchange.api, model=model, status=exchange.status, answer=answer, request_body=exchange.request
+            exchange.api,
+            provider=exchange.provider,
+            model=model,
+            status=exchange.status,
+            answer=answer,
+            request_body=exchange.request,
         )
         counts = sources[exchange.provider]
         counts[settled.source] += 1

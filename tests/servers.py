@@ -1,0 +1,112 @@
+"""Real servers for tests: children started by the same entries as `heliograph up`, ended by their pid."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from infra.local import clickhouse, valkey
+from schemas.settings import ClickHouseSettings
+
+REPOSITORY = Path(__file__).parents[1]
+
+_READY_S = 30.0
+_END_S = 10.0
+
+
+class Child:
+    """One server process. `kill` ends it in the middle of whatever it does; `start` brings it back on its data."""
+
+    def __init__(
+        self, command: Callable[[], list[str]], wait_ready: Callable[[float, Callable[[], bool]], None]
+    ) -> None:
+        self._command = command
+        self._wait_ready = wait_ready
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ready_s = 0.0
+        """How long the last start took until the server answered."""
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        began = time.monotonic()
+        process = subprocess.Popen(self._command(), cwd=REPOSITORY, stdin=subprocess.DEVNULL)
+        self.process = process
+        try:
+            self._wait_ready(_READY_S, lambda: process.poll() is None)
+        except BaseException:
+            self.kill()
+            raise
+        self.ready_s = time.monotonic() - began
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+def clickhouse_child(server: clickhouse.ClickHouseServer) -> Child:
+    return Child(
+        lambda: clickhouse.command(server),
+        lambda timeout_s, alive: clickhouse.wait_ready(server, timeout_s, alive=alive),
+    )
+
+
+def valkey_child(server: valkey.ValkeyServer) -> Child:
+    return Child(
+        lambda: valkey.command(server),
+        lambda timeout_s, alive: valkey.wait_ready(server, timeout_s, alive=alive),
+    )
+
+
+@contextmanager
+def running(child: Child) -> Iterator[Child]:
+    try:
+        child.start()
+        yield child
+    finally:
+        child.stop()
+
+
+@contextmanager
+def running_clickhouse(folder: Path) -> Iterator[ClickHouseSettings]:
+    """An embedded ClickHouse on its own free port, its database not yet made (`migrate` does)."""
+    server = clickhouse.prepare(folder)
+    with running(clickhouse_child(server)):
+        yield settings_of(server)
+
+
+@contextmanager
+def running_valkey(folder: Path) -> Iterator[str]:
+    """An embedded Valkey on its own free port.
+
+    Yields:
+        Its redis:// address, with the password.
+    """
+    server = valkey.prepare(folder)
+    with running(valkey_child(server)):
+        yield server.url
+
+
+def settings_of(server: clickhouse.ClickHouseServer) -> ClickHouseSettings:
+    return ClickHouseSettings(
+        host=server.host,
+        port=server.port,
+        user=server.user,
+        password=SecretStr(server.password),
+        database=server.database,
+    )
