@@ -78,22 +78,20 @@ class Capture:
 
 
 class _Deflate:
-    """`deflate` means zlib's format, but some servers send the bare stream: the first bytes tell."""
+    """`deflate` means zlib's format, but some servers send the bare stream: its first two bytes tell."""
 
     def __init__(self) -> None:
-        self._inner = zlib.decompressobj()
-        self._started = False
-
-    @property
-    def unconsumed_tail(self) -> bytes:
-        return self._inner.unconsumed_tail
+        self._inner: Any = None
+        self._first = b""
+        self.unconsumed_tail = b""
 
     def decompress(self, data: bytes, limit: int) -> bytes:
-        if self._started or not data:
-            return self._inner.decompress(data, limit)
-        self._started = True
-        try:
-            return self._inner.decompress(data, limit)
-        except zlib.error:
-            self._inner = zlib.decompressobj(-15)
-            return self._inner.decompress(data, limit)
+        if self._inner is None:
+            data = self._first = self._first + data
+            if len(data) < 2:
+                return b""
+            is_zlib = data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
+            self._inner = zlib.decompressobj(15 if is_zlib else -15)
+        unpacked: bytes = self._inner.decompress(data, limit)
+        self.unconsumed_tail = self._inner.unconsumed_tail
+        return unpacked

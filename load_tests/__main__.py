@@ -37,7 +37,7 @@ NOT_HERE = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)  # every way of being ended goes through the same clean-up
     try:
         report = run(options)

@@ -24,19 +24,15 @@ class Frame(NamedTuple):
 
 def frames(body: bytes) -> Iterator[Frame]:
     """All whole frames; broken pieces are passed over."""
-    place = 0
-    while (length := _frame_length(body, place)) is not None:
-        end = place + length
+    place: int | None = 0
+    while place is not None:
+        length = _frame_length(body, place)
+        end = place + length if length is not None else len(body) + 1
         if end <= len(body) and zlib.crc32(body[place : end - 4]) == int.from_bytes(body[end - 4 : end], "big"):
             yield _parse(body[place:end])
             place = end
         else:
-            found = _next_frame(body, place + 1)
-            if found is None:
-                return
-            place = found
-    if place < len(body) and (found := _next_frame(body, place + 1)) is not None:
-        yield from frames(body[found:])
+            place = _next_frame(body, place + 1)
 
 
 def is_frame(body: bytes) -> bool:

@@ -8,8 +8,10 @@ Deciding is synchronous and in this file; awaiting is opening a connection, wait
 import asyncio
 import ssl
 from collections.abc import Iterable
+from functools import cache
 from ipaddress import ip_address
 from itertools import count
+from pathlib import Path
 
 import certifi
 
@@ -60,7 +62,7 @@ class Pool:
         self._settings = settings
         self._keep_alive_s = settings.keep_alive_s
         self._addresses = Addresses(allowed_networks=allowed_networks, lookup=lookup)
-        self._tls = tls_context(settings)
+        self._tls = tls_context(settings.ca_file)
         self._hosts: dict[Origin, Host] = {}
         self._lines: dict[Origin, Host] = {}  # the hosts somebody waits for
         self._connections: set[Connection] = set()
@@ -320,11 +322,12 @@ class Pool:
         raise _unreachable(host, failure)
 
 
-def tls_context(settings: UpstreamSettings) -> ssl.SSLContext:
-    """Trusts certifi's certificates and the settings' own, checks host names, speaks HTTP/1.1 only."""
+@cache
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Trusts certifi's certificates and those of `ca_file`, checks host names, speaks HTTP/1.1 only."""
     context = ssl.create_default_context(cafile=certifi.where())
-    if settings.ca_file is not None:
-        context.load_verify_locations(cafile=settings.ca_file)
+    if ca_file is not None:
+        context.load_verify_locations(cafile=ca_file)
     context.set_alpn_protocols(["http/1.1"])
     return context
 

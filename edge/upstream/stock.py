@@ -267,7 +267,7 @@ class _Body(httpx.AsyncByteStream):
 
 def _transport(settings: UpstreamSettings) -> httpx.AsyncHTTPTransport:
     return httpx.AsyncHTTPTransport(
-        verify=tls_context(settings),
+        verify=tls_context(settings.ca_file),
         trust_env=False,
         limits=httpx.Limits(
             max_connections=settings.connections,

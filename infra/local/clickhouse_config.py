@@ -111,6 +111,9 @@ def users_xml(*, password: str, read_only_password: str, database: str, limits: 
       <max_concurrent_queries_for_user>1</max_concurrent_queries_for_user>
     </default>
     <service>
+      <!-- The profile `default` is where every other begins. -->
+      <max_sessions_for_user>0</max_sessions_for_user>
+      <max_concurrent_queries_for_user>0</max_concurrent_queries_for_user>
       <async_insert>0</async_insert>
       <insert_deduplicate>1</insert_deduplicate>
       <deduplicate_blocks_in_dependent_materialized_views>1</deduplicate_blocks_in_dependent_materialized_views>
@@ -119,6 +122,7 @@ def users_xml(*, password: str, read_only_password: str, database: str, limits: 
     </service>
     <read_only>
       <readonly>2</readonly>
+      <max_sessions_for_user>0</max_sessions_for_user>
       <network_compression_method>LZ4</network_compression_method>
       <log_queries>0</log_queries>
       <max_execution_time>{limits.read_only_seconds}</max_execution_time>

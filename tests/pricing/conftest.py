@@ -54,7 +54,7 @@ def _exchange(raw: dict[str, Any]) -> Exchange:
     )
 
 
-def _read() -> Iterator[Exchange]:
+def read_exchanges() -> Iterator[Exchange]:
     with gzip.open(_OPEN) as lines:
         for line in lines:
             yield _exchange(json.loads(line))
@@ -62,7 +62,7 @@ def _read() -> Iterator[Exchange]:
 
 @pytest.fixture(scope="session")
 def exchanges() -> list[Exchange]:
-    return list(_read())
+    return list(read_exchanges())
 
 
 @pytest.fixture(scope="session")

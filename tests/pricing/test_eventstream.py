@@ -40,6 +40,11 @@ def test_a_broken_frame_costs_only_itself() -> None:
     assert [frame.payload for frame in frames(good[:20] + good + good[:-3])] == [b'{"a":1}']
 
 
+def test_many_broken_pieces_are_passed_over() -> None:
+    good = _frame(b"{}", event_type="x", message_type="event")
+    assert len(list(frames((b"garbage" + good) * 3_000))) == 3_000
+
+
 def test_zeros_are_no_frames_and_take_linear_time() -> None:
     assert list(frames(bytes(300_000))) == []
 

@@ -7,7 +7,7 @@ import pytest
 from genai_prices.data_units import unit_data
 
 from pricing import prices
-from pricing.cost import cost
+from pricing.cost import Cost, cost
 from pricing.overrides import parse_overrides
 from pricing.prices import Period, Price, PriceBook, Rate, Variant
 from pricing.units import UNITS
@@ -117,7 +117,7 @@ def test_a_price_that_changes_is_the_one_of_the_calls_time() -> None:
     after = cost(price, usage, at_ms=_ms(2026, 6, 1))
     assert before is not None
     assert after is not None
-    assert (before.usd, after.usd) == (1, 2)
+    assert [before.usd, after.usd] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -156,16 +156,10 @@ def test_an_override_holds_before_the_packaged_price() -> None:
     )
     book = PriceBook(overrides)
     price = book.find(provider="openai", genai_prices_id="openai", model="GPT-4o-mini")
-    assert cost(price, _USAGE, at_ms=_AT_MS) == prices_cost("2.5", "2026-11-02")
+    assert cost(price, _USAGE, at_ms=_AT_MS) == Cost(Decimal("2.5000000000"), "override", "2026-11-02")
     other = cost(book.find(provider="azure", genai_prices_id="azure", model="gpt-4o-mini"), _USAGE, at_ms=_AT_MS)
     assert other is not None
     assert other.source == "genai-prices 0.2.3"
-
-
-def prices_cost(usd: str, as_of: str) -> object:
-    from pricing.cost import Cost
-
-    return Cost(Decimal(usd).quantize(Decimal("0.0000000001")), "override", as_of)
 
 
 def test_an_override_holds_for_a_provider_no_list_knows() -> None:
@@ -173,7 +167,8 @@ def test_an_override_holds_for_a_provider_no_list_knows() -> None:
     price = PriceBook(parse_overrides(text)).find(provider="llm.internal", genai_prices_id=None, model="anything")
     found = cost(price, _USAGE, at_ms=_AT_MS)
     assert found is not None
-    assert (found.usd, found.source) == (0, "override")
+    assert found.usd == 0
+    assert found.source == "override"
 
 
 def test_before_an_override_begins_the_packaged_price_holds() -> None:

@@ -19,7 +19,7 @@ from workers.store import Store
 _numbers = itertools.count(1)
 
 
-def once(events: int, *, dead: int = 0, attempts: int | None = None, ledger: int = 1) -> dict[str, int]:
+def once(events: int, *, dead: int = 0, attempts: int | None = None, ledger: int = 1) -> dict[str, object]:
     """The counts of `events` stored events, each with one attempt."""
     return {
         "requests": events,
@@ -30,6 +30,7 @@ def once(events: int, *, dead: int = 0, attempts: int | None = None, ledger: int
         "by_user": events,
         "ledger": ledger,
         "dead_letters": dead,
+        "rollups": {events} - {0},
     }
 
 
@@ -117,7 +118,19 @@ class Case:
             client.disconnect()
         counts = dict(zip(_COUNTED, found, strict=True))
         assert counts.pop("cost") == counts.pop("rollup_cost"), "the rollup's cost is not the rows'"
-        return counts
+        return counts | {"rollups": {count for (count,) in self.query(self._rollups()) if count}}
+
+    def _rollups(self) -> str:
+        """A question for the requests that each rollup holds, whichever there are; one may take none of them."""
+        tables = self.query(
+            "SELECT table FROM system.columns WHERE database = currentDatabase() AND name = 'requests' "
+            "AND table IN (SELECT name FROM system.tables WHERE database = currentDatabase() "
+            "AND engine LIKE '%%AggregatingMergeTree')"
+        )
+        assert len(tables) >= 3
+        return " UNION ALL ".join(
+            f"SELECT sum(requests) FROM {table} WHERE project_id = %(project)s" for (table,) in tables
+        )
 
     def query(self, sql: str, **asked: object) -> list[tuple[object, ...]]:
         client = connect(self.settings)

@@ -82,9 +82,7 @@ def test_what_is_still_poison_dies_again_and_is_counted_by_reason(case: Case) ->
 
     counts = run(case)
 
-    assert counts == Reconciliation(
-        read=3, dead_again=3, reasons={"not_an_event": 1, "too_old": 1, "bad_value": 1}
-    )
+    assert counts == Reconciliation(read=3, dead_again=3, reasons={"not_an_event": 1, "too_old": 1, "bad_value": 1})
     assert case.counts() == once(0, dead=3)
 
 

@@ -234,7 +234,12 @@ def test_a_price_of_the_users_own_holds(prices: PriceBook) -> None:
 def test_where_nothing_was_answered_nothing_is_known(changes: dict[str, Any], prices: PriceBook) -> None:
     row = row_of(chat(**changes), prices)
 
-    assert (row["usage_source"], row["input_tokens"], row["output_tokens"], row["cost_usd"]) == ("none", None, None, None)
+    assert (row["usage_source"], row["input_tokens"], row["output_tokens"], row["cost_usd"]) == (
+        "none",
+        None,
+        None,
+        None,
+    )
     assert row["model"] == "gpt-4o"
 
 

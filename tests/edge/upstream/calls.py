@@ -54,7 +54,7 @@ async def settle(rounds: int = 10) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SOON_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 

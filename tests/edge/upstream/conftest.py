@@ -73,11 +73,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     names = folder / "names"
     names.write_text("subjectAltName=DNS:provider.test\nbasicConstraints=critical,CA:FALSE\n")
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    self_signed = ["-x509", *curve, "-subj", "/CN=test authority", "-keyout", f"{folder}/ca.key"]
+    request = [*curve, "-subj", "/CN=provider.test", "-keyout", f"{key}", "-out", f"{folder}/leaf.csr"]
+    signed = ["-in", f"{folder}/leaf.csr", "-CA", f"{authority}", "-CAkey", f"{folder}/ca.key", "-CAcreateserial"]
     commands = [
-        ["req", "-x509", *curve, "-subj", "/CN=test authority", "-keyout", f"{folder}/ca.key", "-out", f"{authority}"],
-        ["req", *curve, "-subj", "/CN=provider.test", "-keyout", f"{key}", "-out", f"{folder}/leaf.csr"],
-        ["x509", "-req", "-in", f"{folder}/leaf.csr", "-CA", f"{authority}", "-CAkey", f"{folder}/ca.key"]
-        + ["-CAcreateserial", "-days", "2", "-extfile", f"{names}", "-out", f"{leaf}"],
+        ["req", *self_signed, "-out", f"{authority}"],
+        ["req", *request],
+        ["x509", "-req", *signed, "-days", "2", "-extfile", f"{names}", "-out", f"{leaf}"],
     ]
     try:
         for command in commands:

@@ -120,7 +120,7 @@ async def test_body_is_sent_without_waiting_for_100_continue(make_upstream: Make
 @pytest.mark.parametrize(
     "answer",
     [
-        pytest.param(b"<html>not HTTP</html>", id="no HTTP at all"),
+        pytest.param(b"<html>not HTTP</html>\r\n\r\n", id="no HTTP at all"),
         pytest.param(b"HTTP/1.1 OK\r\n\r\n", id="no status"),
         pytest.param(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", id="an upgrade"),
         pytest.param(b"HTTP/1.1 101 Switching\r\n\r\n", id="101 without an upgrade"),

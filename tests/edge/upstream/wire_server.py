@@ -102,7 +102,7 @@ class WireServer:
         self.peers.append(peer)
         try:
             await self._script(peer)
-        except (EOFError, ConnectionError):
+        except (EOFError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             self.tasks.discard(task)
