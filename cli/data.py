@@ -1,21 +1,19 @@
 """Commands for what is stored: migrate, replay, reset."""
 
+import asyncio
 import os
 import shutil
 from datetime import UTC, datetime
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from cli.environment import console, data_dir, errors, read_env_file, shared_settings
-from ingest.clickhouse import StoreError
 
 
 def migrate() -> None:
     """Bring the ClickHouse tables and the control database to this version's form. Safe to run again."""
-    from control.database import upgrade
-
+    from control.keys import open_keys
+    from ingest.clickhouse import StoreError
     from ingest.migrations import migrate as migrate_tables
 
     shared = shared_settings()
@@ -26,7 +24,12 @@ def migrate() -> None:
         raise typer.Exit(1) from None
     for name in done:
         console.print(f"  [green]✓[/] {name}")
-    upgrade(shared)
+
+    async def control_data() -> None:
+        async with open_keys(shared) as keys:  # opening brings the database up to date
+            await keys.publish()
+
+    asyncio.run(control_data())
     console.print("Tables and control data are up to date." if done else "Everything was up to date.")
 
 
@@ -42,6 +45,10 @@ def replay(
     reason: str = typer.Option("", help="Only letters that died of this."),
 ) -> None:
     """Try dead letters again. Each counts once, however often this is run."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+
+    from ingest.clickhouse import StoreError
     from schemas.settings import WorkerSettings, load
     from workers.app import price_book
     from workers.replay import Selection, count_dead_letters, replay_dead_letters

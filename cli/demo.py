@@ -4,18 +4,17 @@ import asyncio
 import random
 import time
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import typer
-from granian.constants import HTTPModes, Interfaces
-from granian.server.embed import Server
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli.demo_provider import DemoProvider
 from cli.environment import console, data_dir, errors, read_env_file, settings_errors
 from infra.local.ports import remembered
 from schemas.settings import ControlSettings, EdgeSettings, load
+
+if TYPE_CHECKING:
+    import httpx
 
 _USERS = [
     "ada@example.com",
@@ -73,6 +72,11 @@ def demo(
 
 
 async def _run(base: str, port: int, seconds: float, rate: float, key: str, seed: int) -> Counter[str]:
+    import httpx
+    from granian.constants import HTTPModes, Interfaces
+    from granian.server.embed import Server
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     provider = Server(
         DemoProvider(seed=seed), address="127.0.0.1", port=port, interface=Interfaces.ASGI, http=HTTPModes.http1,
         websockets=False, log_enabled=False,
@@ -107,7 +111,9 @@ async def _run(base: str, port: int, seconds: float, rate: float, key: str, seed
     return counts
 
 
-async def _send(client: httpx.AsyncClient, chance: random.Random, counts: Counter[str]) -> None:
+async def _send(client: "httpx.AsyncClient", chance: random.Random, counts: Counter[str]) -> None:
+    import httpx
+
     path, body, headers = _call(chance)
     gives_up = chance.random() < 0.02
     try:

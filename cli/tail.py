@@ -3,14 +3,16 @@
 import os
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import typer
 from rich.text import Text
 
 from cli.environment import console, errors, read_env_file, settings_errors
 from schemas.settings import ControlSettings, load
+
+if TYPE_CHECKING:
+    import httpx
 
 _POLL_S = 0.5
 _OVERLAP_S = 30
@@ -26,6 +28,8 @@ def tail(
     follow: bool = typer.Option(True, "--follow/--no-follow", help="Go on until Ctrl-C."),
 ) -> None:
     """Follow calls live: one line each, a second or so after they end."""
+    import httpx
+
     read_env_file()
     with settings_errors():
         control = load(ControlSettings)
@@ -66,7 +70,7 @@ def tail(
             time.sleep(_POLL_S)
 
 
-def _rows(client: httpx.Client, since: datetime, limit: int, wanted: dict[str, str]) -> list[dict[str, Any]]:
+def _rows(client: "httpx.Client", since: datetime, limit: int, wanted: dict[str, str]) -> list[dict[str, Any]]:
     if limit == 0:
         return []
     answer = client.get("/v1/requests", params={"from": since.isoformat(), "limit": limit, **wanted})

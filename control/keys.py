@@ -15,7 +15,7 @@ from typing import Any, Final, cast, get_args
 import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, case, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -142,7 +142,7 @@ class Keys:
         info = KeyInfo(**{**{k: v for k, v in row.items() if k != "hash"}, "permissions": allowed})  # type: ignore[arg-type]
         return NewKey(info=info, text=key, published=await self.publish())
 
-    async def list(self, project: str | None = None) -> "list[KeyInfo]":
+    async def list_keys(self, project: str | None = None) -> list[KeyInfo]:
         """Every key, revoked ones too, oldest first; of one project, where it is named."""
         query = select(StoredKey.__table__).order_by(StoredKey.created_ms, StoredKey.id)
         if project is not None:
@@ -190,7 +190,7 @@ class Keys:
                 raise Conflict(f"there is a project {name!r} already") from None
         return ProjectInfo(id=name, created_ms=now_ms)
 
-    async def list_projects(self) -> "list[ProjectInfo]":
+    async def list_projects(self) -> list[ProjectInfo]:
         """Every project, by name."""
         async with self.database.reading() as connection:
             rows = await connection.execute(select(Project.id, Project.created_ms).order_by(Project.id))
@@ -383,9 +383,9 @@ async def _version(connection: AsyncConnection) -> int:
 
 
 async def _grow_version(connection: AsyncConnection, wanted: int) -> None:
-    # The clock may have been set back; the version only grows.
-    version = max(wanted, await _version(connection) + 1)
-    await connection.execute(update(SnapshotState).where(SnapshotState.id == 1).values(version=version))
+    # The clock may have been set back; the version only grows. In one statement, so that two writers queue up here.
+    grown = case((SnapshotState.version >= wanted, SnapshotState.version + 1), else_=wanted)
+    await connection.execute(update(SnapshotState).where(SnapshotState.id == 1).values(version=grown))
 
 
 def _info(row: Row[Any]) -> KeyInfo:

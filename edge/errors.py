@@ -10,6 +10,7 @@ EdgeError
 ├── PathTooLong          414 path_too_long
 ├── HeadersTooLarge      431 headers_too_large
 ├── BadFraming           400 bad_framing
+├── Internal             500 internal
 ├── NotBuilt             501 not_built
 └── NotReady, Busy       503 not_ready, busy
 The upstream's own tree stands in upstream/protocol.py; `of_upstream` brings it here.
@@ -89,8 +90,16 @@ class Busy(EdgeError):
     status, code = 503, "busy"
 
 
+class Internal(EdgeError):
+    """A mistake of ours."""
+
+
 class UpstreamFailed(EdgeError):
     """The provider could not be asked, or its answer broke off."""
+
+
+FAILURES = (Internal, UpstreamFailed)
+"""Calls that went wrong; any other error is a call refused."""
 
 
 def of_upstream(error: UpstreamError) -> EdgeError:

@@ -79,6 +79,9 @@ class Proxy:
                 await self._fail(call, client, errors.of_upstream(error))
             except errors.EdgeError as error:
                 await self._fail(call, client, error)
+            except Exception:
+                log.exception("a call failed inside the edge", extra={"id": call.id})
+                await self._fail(call, client, errors.Internal(f"The gateway failed; its log says why (id {call.id})."))
         except (asyncio.CancelledError, ClientGone) as reason:
             late = client.timed_out
             call.outcome = "timeout" if late else "cancelled"
@@ -101,11 +104,6 @@ class Proxy:
         query: bytes = scope["query_string"]
         said = call.said = read_headers(scope["headers"], settings.bounds)
         call.secrets = said.secrets
-        if len(call.path) + len(query) > settings.bounds.path_bytes:
-            raise errors.PathTooLong(
-                f"The path and query have {len(call.path) + len(query)} bytes; "
-                f"at most {settings.bounds.path_bytes} are accepted."
-            )
         if call.path.startswith("/" + KEY_PREFIX):
             in_path, slash, rest = call.path[1:].partition("/")
             call.secrets.append(in_path.encode("latin-1"))
@@ -115,6 +113,11 @@ class Proxy:
         call.key = self._auth.check(said.key)
         if said.problem is not None:
             raise said.problem
+        if len(call.path) + len(query) > settings.bounds.path_bytes:
+            raise errors.PathTooLong(
+                f"The path and query have {len(call.path) + len(query)} bytes; "
+                f"at most {settings.bounds.path_bytes} are accepted."
+            )
         if said.request_id is not None:
             call.id = said.request_id
         target = call.target = self._targets.find(
@@ -246,7 +249,7 @@ class Proxy:
         """Say what went wrong in the caller's shape: as an answer while there is none, else as the stream's last event."""
         call.error_code, call.error_message = error.code, error.message
         call.outcome = (
-            "timeout" if error.status == 504 else "error" if isinstance(error, errors.UpstreamFailed) else "refused"
+            "timeout" if error.status == 504 else "error" if isinstance(error, errors.FAILURES) else "refused"
         )
         shape = (
             call.target.shape if call.target else ("anthropic" if call.path.startswith("/v1/messages") else "openai")

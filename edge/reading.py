@@ -18,6 +18,7 @@ def read_here(event: Event, call: Call) -> Reading:
     )
     settled = settle(
         event.api,
+        provider=event.provider,
         model=event.model_override or answer.model or event.requested_model,
         status=event.status,
         answer=answer,

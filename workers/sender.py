@@ -1,7 +1,12 @@
 """The planner's end of the queue: a batch's reference, sent at once or not at all."""
 
+import threading
+from contextlib import suppress
+from typing import Any
+
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
+from redis.exceptions import RedisError
 
 from schemas.batch import ENRICH_TASK, Batch
 from schemas.settings import SharedSettings
@@ -19,7 +24,10 @@ class BrokerUnavailable(ConnectionError):
 
 
 class Sender:
-    """`ingest.planner.HandOut` over Celery. Connects at the first batch, and again after each loss."""
+    """`send` is an `ingest.planner.HandOut` over Celery. Connects at the first batch, and again after each loss.
+
+    One connection of its own, not Celery's pool: that one waits and retries for longer than a planner has time.
+    """
 
     def __init__(self, shared: SharedSettings) -> None:
         self._app = Celery("heliograph-planner", broker=broker_url(shared), set_as_current=False)
@@ -35,6 +43,9 @@ class Sender:
                 "connect_retries_timeout": _CONNECT_S,
             },
         )
+        self._sending = threading.Lock()
+        self._connection: Any = None
+        self._producer: Any = None
 
     def send(self, batch: Batch) -> None:
         """Hand a batch to the workers. Ends within about 5 s, whatever Redis does.
@@ -43,18 +54,34 @@ class Sender:
             BrokerUnavailable: try again later; sending twice is harmless.
         """
         payload = {"topic": batch.topic, "partition": batch.partition, "first": batch.first, "last": batch.last}
-        try:
-            with self._app.producer_or_acquire() as producer:
+        with self._sending:
+            try:
+                producer = self._connected()
                 waiting = producer.channel.client.llen(QUEUE)
-                if waiting >= QUEUED_MAX:
-                    raise BrokerUnavailable(f"{waiting} batches are queued already; are workers running?")
-                self._app.send_task(
-                    ENRICH_TASK, kwargs=payload, queue=QUEUE, producer=producer, retry=False, ignore_result=True
-                )
-        except (OperationalError, KombuError, OSError) as error:
-            if isinstance(error, BrokerUnavailable):
-                raise
-            raise BrokerUnavailable(f"Redis is not reachable: {type(error).__name__}: {error}") from error
+                if waiting < QUEUED_MAX:
+                    self._app.send_task(
+                        ENRICH_TASK, kwargs=payload, queue=QUEUE, producer=producer, retry=False, ignore_result=True
+                    )
+                    return
+            except (RedisError, OperationalError, KombuError, OSError) as error:
+                self._disconnect()
+                raise BrokerUnavailable(f"Redis is not reachable: {type(error).__name__}: {error}") from error
+        raise BrokerUnavailable(f"{waiting} batches are queued already; are workers running?")
 
     def close(self) -> None:
-        self._app.close()
+        with self._sending:
+            self._disconnect()
+            self._app.close()
+
+    def _connected(self) -> Any:
+        if self._producer is None:
+            self._connection = self._app.connection_for_write()
+            self._producer = self._app.amqp.Producer(self._connection)
+        return self._producer
+
+    def _disconnect(self) -> None:
+        """Whatever state the connection is in, the next batch begins with a new one."""
+        if self._connection is not None:
+            with suppress(Exception):
+                self._connection.collapse()
+        self._connection = self._producer = None

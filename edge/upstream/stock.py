@@ -5,7 +5,9 @@ A call costs 1.8 ms and more (`hot-path.md` §3). What it does not do as the poo
 
 - connections are capped in all, not per host, and the line behind them is first come, first served over all hosts;
 - the request's body is written to its end before the answer is looked at, so an early refusal may be seen late;
-- the head's bound is httpcore's own 100 KiB, and the `host` header goes first;
+- the head's bound is httpcore's own 100 KiB, trailers have none of their own, and the `host` header goes first;
+- `transfer-encoding` beside `content-length` is accepted, the former wins; bytes that follow an answer stay on the
+  connection and are taken for the next one's beginning;
 - the resolved address is checked before the call and again once connected, before anything is written; the pool does
   not even connect. Through an outbound proxy the proxy resolves, so only the first check is ours.
 """
@@ -71,7 +73,7 @@ class StockUpstream:
         try:
             return await self._send(call, request)
         except BaseException:
-            self._calls -= 1
+            self.ended(asyncio.create_task(call.close()))
             raise
 
     async def _send(self, call: "_Call", request: UpstreamRequest) -> "StockAnswer":
@@ -84,12 +86,10 @@ class StockUpstream:
                 except TimeoutError:
                     raise UpstreamTimeout(f"{call.name}: no address in time", phase="connect") from None
                 response = await self._transports[origin.private_allowed].handle_async_request(call.httpx_request())
-        answer = StockAnswer(call, response)
         if response.status_code == 101:
-            self._calls += 1  # abort() gives it back
-            answer.abort()
+            await response.stream.aclose()  # type: ignore[union-attr]
             raise UpstreamBroken(f"{call.name}: not a valid answer: status 101", sent=True)
-        return answer
+        return StockAnswer(call, response)
 
     async def close(self) -> None:
         self._addresses.close()
@@ -128,6 +128,7 @@ class _Call:
         self.name = f"{request.origin.host}:{request.origin.port}"
         self.sent = False
         self.headed = False
+        self._opened: Any = None  # the stream, if this call opened it
         self.idle_s = settings.idle_timeout_s
         self.first_byte_s = min(settings.first_byte_timeout_s, request.first_byte_timeout_s or float("inf"))
         self.ends = asyncio.get_running_loop().time() + min(
@@ -148,20 +149,21 @@ class _Call:
             request.method.decode("ascii"),
             httpx.URL(scheme=origin.scheme, host=origin.host, port=origin.port),
             headers=request.headers,
-            stream=_Body(request.body),
+            stream=_Body(request.body, wire.content_length(request.headers)),
             extensions={"timeout": self.timeouts, "target": request.target, "trace": self._trace},
         )
 
     async def _trace(self, step: str, info: dict[str, Any]) -> None:
         if step == "connection.connect_tcp.complete":
-            stream = info["return_value"]
-            try:
-                self.upstream.check_peer(self.request.origin, stream.get_extra_info("server_addr")[0])
-            except TargetNotAllowed:
-                await stream.aclose()
-                raise
+            self._opened = info["return_value"]
+            self.upstream.check_peer(self.request.origin, self._opened.get_extra_info("server_addr")[0])
         elif step.endswith("send_request_headers.started"):
             self.sent = True
+
+    async def close(self) -> None:
+        """After a failed call: httpcore leaves a stream open when TLS on it, or what `_trace` raises, ends the call."""
+        if self._opened is not None:
+            await self._opened.aclose()
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -246,8 +248,9 @@ class StockAnswer:
 
 
 class _Body(httpx.AsyncByteStream):
-    def __init__(self, body: bytes | AsyncIterator[bytes]) -> None:
+    def __init__(self, body: bytes | AsyncIterator[bytes], length: int | None) -> None:
         self._body = body
+        self._left = length
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         body = self._body
@@ -255,10 +258,17 @@ class _Body(httpx.AsyncByteStream):
             if body:
                 yield body
             return
+        left = self._left
         try:
             async for piece in body:
+                if left is not None:
+                    left -= len(piece)
+                    if left < 0:
+                        raise RequestMalformed("the body is longer than its content-length", sent=True)
                 if piece:
                     yield piece
+            if left:
+                raise RequestMalformed("the body is shorter than its content-length", sent=True)
         finally:
             close = getattr(body, "aclose", None)
             if close is not None:

@@ -23,6 +23,7 @@ from infra.local.lock import hold
 
 _POLL_S = 0.02
 _PREDECESSOR_S = 10.0  # how long a server that was just killed may take to be gone
+_ANSWER_S = 2
 _AUTHENTICATION_FAILED = 516
 
 
@@ -150,14 +151,15 @@ def _problem(server: ClickHouseServer) -> str | None:
 
     try:
         # The client logs each refusal of a server that is only just starting, so look first.
-        socket.create_connection((server.host, server.port), timeout=1).close()
+        socket.create_connection((server.host, server.port), timeout=_ANSWER_S).close()
         client = Client(
             server.host,
             server.port,
             user=server.user,
             password=server.password,
-            connect_timeout=1,
-            sync_request_timeout=1,
+            connect_timeout=_ANSWER_S,
+            sync_request_timeout=_ANSWER_S,
+            send_receive_timeout=_ANSWER_S,  # 300 by itself, also for a listener that never says a word
         )
         try:
             ((user,),) = client.execute("SELECT currentUser()")

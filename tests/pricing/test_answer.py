@@ -118,6 +118,14 @@ def test_usage_at_the_end_of_a_stream_with_a_hole_is_kept(exchanges: list[Exchan
     assert checked > 60
 
 
+def test_a_tail_that_begins_with_an_event_is_not_lost_to_the_broken_one_before_it() -> None:
+    head = b'data: {"model":"m","choices":[{"delta":{"content":"x"}}]}\n\ndata: {"model":"m","choi'
+    tail = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\ndata: [DONE]\n\n'
+    answer = read_answer("openai.chat", head, tail=tail, size=10_000, stream=True)
+    assert answer.usage is not None
+    assert (answer.usage.output_tokens, answer.complete) == (2, True)
+
+
 def test_usage_after_a_cut_list_of_vectors_is_found(exchanges: list[Exchange]) -> None:
     embeddings = [e for e in exchanges if e.usage and e.api == "openai.embeddings"]
     assert embeddings

@@ -72,7 +72,8 @@ def test_the_models_own_usage_is_finer_than_bedrocks_metrics() -> None:
     )  # fmt: skip
     answer = read_answer("bedrock.invoke_stream", body, stream=True)
     assert answer.usage is not None
-    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (94, 7)
+    usage = answer.usage
+    assert (usage.input_tokens, usage.cache_read_tokens, usage.output_tokens) == (94, 90, 7)
     assert (answer.model, answer.stop_reason, answer.complete) == ("claude-x", "end_turn", True)
 
 

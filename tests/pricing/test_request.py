@@ -129,6 +129,7 @@ def test_an_image_is_counted_and_its_bytes_are_no_text(part: dict[str, Any]) -> 
         {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "x"}}]}]},
         {"input": "a", "previous_response_id": "resp_1"},
         {"prompt": {"id": "pmpt_1"}},
+        {"input": [{"type": "reasoning", "encrypted_content": "xyz"}]},
     ],
 )
 def test_what_no_text_stands_for_is_noticed(document: Any) -> None:

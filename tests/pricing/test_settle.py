@@ -79,6 +79,7 @@ def test_a_hole_in_the_answer_makes_it_an_estimate_scaled_to_the_whole() -> None
 @pytest.mark.parametrize("status", [400, 401, 429, 500, None])
 def test_an_error_without_usage_used_nothing_that_is_known(status: int | None) -> None:
     assert _settle(Answer(), status=status) == NOTHING
+    assert _settle(Answer(output=("text in an error's body",)), status=status) == NOTHING
 
 
 def test_usage_an_error_reports_is_reported() -> None:

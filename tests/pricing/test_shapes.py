@@ -295,3 +295,22 @@ def test_novas_stream_is_read_through_invoke() -> None:
     answer = read_answer("bedrock.invoke_stream", body, stream=True)
     assert answer.usage is not None
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (5, 6)
+
+
+def test_reasoning_beside_the_completion_is_added_even_when_it_is_the_smaller() -> None:
+    document = {"usage": {"prompt_tokens": 32, "completion_tokens": 200, "total_tokens": 326,
+                          "completion_tokens_details": {"reasoning_tokens": 94}}}  # fmt: skip
+    assert _usage("openai.chat", document).output_tokens == 294
+
+
+def test_a_count_that_falls_back_to_zero_in_a_stream_is_no_correction() -> None:
+    """watsonx tells its input in the first event only."""
+    body = b"".join(
+        b"data: "
+        + json.dumps({"results": [{"input_token_count": into, "generated_token_count": out}]}).encode()
+        + b"\n\n"
+        for into, out in ((8, 0), (0, 1), (0, 2))
+    )
+    usage = read_answer("other", body, stream=True).usage
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens) == (8, 2)

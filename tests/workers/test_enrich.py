@@ -13,6 +13,7 @@ from billiard.exceptions import SoftTimeLimitExceeded  # type: ignore[import-unt
 from ingest.clickhouse import StoreRefused, StoreUnavailable
 from ingest.log import LogGap, LogUnavailable, Record
 from ingest.migrations import migrate
+from pricing import settle as settle_module
 from pricing.prices import PriceBook
 from schemas.batch import Batch
 from schemas.event import Body, pack
@@ -166,7 +167,8 @@ def test_a_hundred_thousand_users_are_one_block_in_every_table(case: Case) -> No
 def _fresh_parts(case: Case) -> Counter[str]:
     """Parts by table as they were inserted; merged ones are still listed for some minutes."""
     found = case.query(
-        "SELECT table, count() FROM system.parts WHERE database = currentDatabase() AND level = 0 GROUP BY table"
+        "SELECT table, count() FROM system.parts "
+        "WHERE database = currentDatabase() AND min_block_number = max_block_number GROUP BY table"
     )
     return Counter({str(table): int(str(count)) for table, count in found})
 
@@ -259,7 +261,7 @@ def test_times_within_retention_and_a_day_ahead_are_stored(case: Case, days: int
 def test_a_mistake_of_ours_kills_one_event_and_tells_its_place_not_its_words(
     case: Case, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settle = rows.settle
+    settle = settle_module.settle
 
     def broken(*args: object, **kwargs: object) -> object:
         if b"secret" in kwargs["request_body"]:  # type: ignore[operator]

@@ -143,7 +143,7 @@ def test_every_real_exchange_becomes_a_row(case: Case) -> None:
     ((failed, priced),) = case.query(
         "SELECT countIf(outcome = 'error'), countIf(cost_usd > 0) FROM requests WHERE project_id = %(project)s"
     )
-    assert failed >= sum(e["status"] >= 400 for e in recorded)  # type: ignore[operator]
+    assert failed >= sum(e["status"] >= 400 for e in recorded)
     assert priced > len(recorded) / 2  # type: ignore[operator]
 
 

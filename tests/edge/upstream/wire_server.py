@@ -16,8 +16,14 @@ class Peer:
     def __init__(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.number = number
         self.requests: list[bytes] = []
+        self.tls_protocol = self._negotiated(writer)
         self._reader = reader
         self._writer = writer
+
+    @staticmethod
+    def _negotiated(writer: asyncio.StreamWriter) -> str | None:
+        tls = writer.get_extra_info("ssl_object")
+        return None if tls is None else tls.selected_alpn_protocol()
 
     async def request(self) -> bytes:
         """The next whole request as received; EOFError when there is none."""
@@ -70,11 +76,14 @@ Script = Callable[[Peer], Awaitable[None]]
 class WireServer:
     """`async with WireServer(script) as server`: the script runs once per connection, then the connection is closed."""
 
-    def __init__(self, script: Script, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, script: Script, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.peers: list[Peer] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self._script = script
         self._host = host
+        self.port = port
         self._tls = tls
 
     @property
@@ -82,8 +91,8 @@ class WireServer:
         return len(self.peers)
 
     async def __aenter__(self) -> "WireServer":
-        self._server = await asyncio.start_server(self._serve, self._host, 0, ssl=self._tls)
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, self._host, self.port, ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(

@@ -1,0 +1,457 @@
+"""Numbers over time and by group: from the hour rollup, the minute rollup, the day's users, the hour's properties, or raw.
+
+A rollup answers for whole buckets; what sticks out at the ends of the range is read raw and merged in, so every source
+gives the same numbers. Quantiles are t-digests, of which users and properties have none.
+"""
+
+import re
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from control.errors import BadRequest
+from control.filters import PROPERTY, Filters, conditions, status_condition
+from control.requests import updated_properties
+from control.rows import money
+from control.scope import DAY_MS, PROJECT, Query, Range, iso
+from control.store import Row, Store
+
+Source = Literal["raw", "minute", "hour", "users", "properties"]
+Rank = Literal["requests", "cost", "tokens", "last_seen"]
+RANKS: tuple[str, ...] = get_args(Rank)
+
+MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+GROUPS_MAX = 3
+BUCKETS_MAX = 5000
+ROWS_MAX = 50_000
+QUANTILES = ("p50", "p90", "p95", "p99")
+_LEVELS = "0.5, 0.9, 0.95, 0.99"
+
+# What may be grouped by, and the column it is in `requests`.
+_RAW = {
+    "model": "toString(model)",
+    "requested_model": "toString(requested_model)",
+    "provider": "toString(provider)",
+    "status": "ifNull(status, 0)",
+    "outcome": "toString(outcome)",
+    "user": "user_id",
+    "key": "toString(key_name)",
+    "name": "toString(name)",
+    "api": "toString(api)",
+    "cache": "toString(cache_status)",
+    "error_code": "toString(error_code)",
+}
+_ROLLED = {
+    "model": "toString(model)",
+    "provider": "toString(provider)",
+    "status": "status",
+    "outcome": "toString(outcome)",
+}
+GROUPS: tuple[str, ...] = (*_RAW, "time", PROPERTY + "<name>")
+
+SUMS = (
+    "requests", "errors", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens",
+    "known_usage", "reported_usage", "known_cost",
+)  # fmt: skip
+_TOKENS = SUMS[2:7]
+RAW_SUMS = (
+    "count() AS n_requests",
+    "countIf(outcome != 'success') AS n_errors",
+    *(f"sum(ifNull(toUInt64({name}), 0)) AS n_{name}" for name in _TOKENS),
+    "countIf(usage_source != 'none') AS n_known_usage",
+    "countIf(usage_source = 'reported') AS n_reported_usage",
+    "countIf(isNotNull(cost_usd)) AS n_known_cost",
+    "sum(toDecimal128(ifNull(cost_usd, 0), 10)) AS n_cost_usd",
+)
+_ROLLED_COST = "sum(cost_usd) AS n_cost_usd"
+_RAW_QUANTILES = (
+    f"quantilesTDigestState({_LEVELS})(latency_ms) AS n_latency_ms",
+    f"quantilesTDigestState({_LEVELS})(first_token_ms) AS n_first_token_ms",
+)
+_ROLLED_QUANTILES = (
+    f"quantilesTDigestMergeState({_LEVELS})(latency_ms) AS n_latency_ms",
+    f"quantilesTDigestMergeState({_LEVELS})(first_token_ms) AS n_first_token_ms",
+)
+_TABLES: dict[Source, tuple[str, str, int]] = {
+    "minute": ("requests_by_minute", "minute", MINUTE_MS),
+    "hour": ("requests_by_hour", "hour", HOUR_MS),
+    "users": ("users_by_day", "day", DAY_MS),
+    "properties": ("properties_by_hour", "hour", HOUR_MS),
+}
+_BUCKET = re.compile(r"([1-9][0-9]{0,3})(m|h|d)")
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a metric is asked for."""
+
+    groups: tuple[str, ...]
+    """Beside time."""
+    bucket_ms: int | None
+    filters: Filters
+    quantiles: bool | None = None
+    """None: where the source has them."""
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A stretch of the range and where it is read."""
+
+    source: Source
+    range: Range
+
+
+class Answer(msgspec.Struct):
+    source: Source
+    range: Range
+    rows: list[dict[str, Any]]
+    truncated: bool
+
+
+def choose(asked: Asked, range_: Range) -> Source:
+    """The cheapest source that knows every group and filter, keeps the bucket, and covers enough of the range to pay."""
+    span = range_.end_ms - range_.start_ms
+    bucket = asked.bucket_ms
+    fields = asked.filters.fields | set(asked.groups)
+    if fields <= set(_ROLLED):
+        if span >= DAY_MS and (bucket is None or bucket % HOUR_MS == 0):
+            return "hour"
+        if span >= 6 * HOUR_MS and (bucket is None or bucket % MINUTE_MS == 0):
+            return "minute"
+        return "raw"
+    if asked.quantiles:
+        return "raw"
+    if fields <= {"user", "user_id"} and span >= 3 * DAY_MS and (bucket is None or bucket % DAY_MS == 0):
+        return "users"
+    properties = {field for field in fields if field.startswith(PROPERTY)}
+    one = len(properties) == 1 and fields == properties and "" not in next(iter(asked.filters.properties.values()), [])
+    if one and span >= 6 * HOUR_MS and (bucket is None or bucket % HOUR_MS == 0):
+        return "properties"
+    return "raw"
+
+
+def parts(source: Source, range_: Range, *, now_ms: int) -> list[Part]:
+    """Whole buckets from the rollup, the ends raw. The bucket that is now is whole when the range reaches up to now."""
+    if source == "raw":
+        return [Part("raw", range_)]
+    width = _TABLES[source][2]
+    start = -(-range_.start_ms // width) * width
+    end = range_.end_ms if range_.end_ms < now_ms else range_.end_ms + width - 1
+    end = end // width * width
+    if start >= end:
+        return [Part("raw", range_)]
+    found = [Part(source, Range(start, end))]
+    if range_.start_ms < start:
+        found.insert(0, Part("raw", Range(range_.start_ms, start)))
+    if end < range_.end_ms:
+        found.append(Part("raw", Range(end, range_.end_ms)))
+    return found
+
+
+async def measure(
+    store: Store, query: Query, asked: Asked, *, now_ms: int, limit: int, rank: Rank
+) -> Answer:
+    """Rows by time, or, without time, the groups with most of `rank` first."""
+    source = choose(asked, query.range)
+    updated = await _updated(store, query, asked)
+    if updated:
+        # A property said after the fact is in no rollup.
+        source = "raw"
+    stretches = parts(source, query.range, now_ms=now_ms)
+    source = next((part.source for part in stretches if part.source != "raw"), "raw")
+    with_quantiles = source in ("raw", "minute", "hour") and asked.quantiles is not False
+    if source == "raw" and asked.quantiles is None and not asked.filters.fields | set(asked.groups) <= set(_ROLLED):
+        # Unasked-for quantiles over many users or values would cost more than all the rest.
+        with_quantiles = query.range.end_ms - query.range.start_ms <= DAY_MS
+    only = ""
+    if source == "users" and asked.groups:
+        hashes = await rank_hashes(store, query, "users", stretches, asked.filters, rank=rank, limit=limit, offset=0)
+        if not hashes:
+            return Answer(source, query.range, [], truncated=False)
+        only = query.bind("Array(UInt64)", hashes)
+    rows_max = limit if asked.bucket_ms is None else ROWS_MAX
+    sql = _sql(query, asked, stretches, updated, with_quantiles=with_quantiles, only=only)
+    order = "t" if asked.bucket_ms is not None else f"{_RANKED[rank]} DESC"
+    groups = "".join(f", g{i}" for i in range(len(asked.groups)))
+    rows = await store.rows(
+        query, f"{sql} ORDER BY {order}{groups} LIMIT {query.bind('UInt32', rows_max + 1)}", name=f"metrics_{source}"
+    )
+    shaped = [_shape(row, asked, with_quantiles=with_quantiles) for row in rows[:rows_max]]
+    return Answer(source, query.range, shaped, truncated=len(rows) > rows_max)
+
+
+_RANKED = {
+    "requests": "sum(n_requests)",
+    "cost": "sum(n_cost_usd)",
+    "tokens": "sum(n_input_tokens) + sum(n_output_tokens)",
+    "last_seen": "sum(n_requests)",
+}
+
+
+async def _updated(store: Store, query: Query, asked: Asked) -> frozenset[str]:
+    names = {group.removeprefix(PROPERTY): [""] for group in asked.groups if group.startswith(PROPERTY)}
+    return await updated_properties(store, query, Filters(properties={**names, **asked.filters.properties}))
+
+
+def _sql(
+    query: Query, asked: Asked, stretches: list[Part], updated: frozenset[str], *, with_quantiles: bool, only: str
+) -> str:
+    groups = [f"g{i}" for i in range(len(asked.groups))]
+    keys = ["t", *groups] if asked.bucket_ms is not None else groups
+    inner = " UNION ALL ".join(
+        _part_sql(query, asked, part, keys, updated, with_quantiles=with_quantiles, only=only) for part in stretches
+    )
+    columns = [
+        "t" if asked.bucket_ms is not None else "toInt64(0) AS t",
+        *(f"sum(n_{name})" for name in SUMS),
+        "sum(n_cost_usd)",
+        *groups,
+    ]
+    if with_quantiles:
+        columns += [f"quantilesTDigestMerge({_LEVELS})(n_{name})" for name in ("latency_ms", "first_token_ms")]
+    grouped = f" GROUP BY {', '.join(keys)}" if keys else ""
+    return f"SELECT {', '.join(columns)} FROM ({inner}){grouped}"
+
+
+def _part_sql(
+    query: Query,
+    asked: Asked,
+    part: Part,
+    keys: list[str],
+    updated: frozenset[str],
+    *,
+    with_quantiles: bool,
+    only: str,
+) -> str:
+    raw = part.source == "raw"
+    table, column, _ = _TABLES[part.source] if not raw else ("requests", "created_at", 1)
+    columns = []
+    if asked.bucket_ms is not None:
+        width = query.bind("Int64", asked.bucket_ms // 1000)
+        # Int64 on both sides of the union, whatever DateTime the column is.
+        columns.append(f"toInt64(intDiv(toInt64(toUnixTimestamp({column})), {width}) * {width}) AS t")
+    for i, group in enumerate(asked.groups):
+        columns.append(f"{_group_sql(query, group, part.source, updated)} AS g{i}")
+    if raw:
+        columns += RAW_SUMS
+    else:
+        columns += [_rolled_sum(name, part.source) for name in SUMS]
+        columns.append(_ROLLED_COST)
+    if with_quantiles:
+        columns += _RAW_QUANTILES if raw else _ROLLED_QUANTILES
+    where = (
+        f"{PROJECT} AND {query.between(column, part.range)}{conditions(asked.filters, query, updated=updated)}"
+        if raw
+        else f"{PROJECT} AND {between_buckets(query, column, part.range)}{_rolled_conditions(query, asked, part.source)}"
+    )
+    if only:
+        where += f" AND {'cityHash64(user_id)' if raw else 'user_hash'} IN {only}"
+    present = [group for group in asked.groups if group.startswith(PROPERTY) and raw]
+    for group in present:
+        where += f" AND {_property_present(query, group.removeprefix(PROPERTY), updated)}"
+    grouped = f" GROUP BY {', '.join(keys)}" if keys else ""
+    return f"SELECT {', '.join(columns)} FROM {table} WHERE {where}{grouped}"
+
+
+def _rolled_sum(name: str, source: Source) -> str:
+    if name == "errors" and source in ("minute", "hour"):
+        return "sumIf(requests, outcome != 'success') AS n_errors"
+    return f"sum({name}) AS n_{name}"
+
+
+def _group_sql(query: Query, group: str, source: Source, updated: frozenset[str]) -> str:
+    if not group.startswith(PROPERTY):
+        return _RAW[group] if source in ("raw", "users") else _ROLLED[group]
+    if source == "properties":
+        return "value"
+    name = group.removeprefix(PROPERTY)
+    bound = query.bind("String", name)
+    if name not in updated:
+        return f"properties[{bound}]"
+    said, which = _newest_update(bound)
+    return f"if(id IN ({which}), {said}[toString(id)], properties[{bound}])"
+
+
+def _newest_update(bound: str) -> tuple[str, str]:
+    newest = f"FROM property_updates WHERE {PROJECT} AND name = {bound} GROUP BY request_id"
+    said = (
+        "(SELECT CAST((groupArray(toString(request_id)), groupArray(newest)), 'Map(String, String)') "
+        f"FROM (SELECT request_id, argMax(value, created_at) AS newest {newest}))"
+    )
+    return said, f"SELECT request_id {newest}"
+
+
+def _property_present(query: Query, name: str, updated: frozenset[str]) -> str:
+    """Requests without the property belong to no group of it, as the rollup has it too."""
+    bound = query.bind("String", name)
+    present = f"mapContains(properties, {bound})"
+    return f"({present} OR id IN ({_newest_update(bound)[1]}))" if name in updated else present
+
+
+def between_buckets(query: Query, column: str, range_: Range) -> str:
+    start, end = query.bind("Int64", range_.start_ms // 1000), query.bind("Int64", range_.end_ms // 1000)
+    return f"{column} >= toDateTime({start}, 'UTC') AND {column} < toDateTime({end}, 'UTC')"
+
+
+def _rolled_conditions(query: Query, asked: Asked, source: Source) -> str:
+    filters = asked.filters
+    if source == "users":
+        names = filters.exact.get("user_id")
+        if not names:
+            return ""
+        bound = query.bind("Array(String)", names)
+        return f" AND user_hash IN arrayMap(u -> cityHash64(u), {bound}) AND user_id IN {bound}"
+    if source == "properties":
+        (name,) = {
+            *filters.properties,
+            *(group.removeprefix(PROPERTY) for group in asked.groups if group.startswith(PROPERTY)),
+        }
+        condition = f" AND name = {query.bind('String', name)}"
+        if values := filters.properties.get(name):
+            condition += f" AND value IN {query.bind('Array(String)', values)}"
+        return condition
+    condition = ""
+    for field in ("model", "provider"):
+        if field in filters.exact:
+            condition += f" AND {field} IN {query.bind('Array(String)', filters.exact[field])}"
+    if filters.statuses:
+        condition += f" AND {status_condition(filters.statuses, query, 'ifNull(status, 0)')}"
+    if filters.outcomes:
+        condition += f" AND outcome IN {query.bind('Array(String)', filters.outcomes)}"
+    return condition
+
+
+def _shape(row: Row, asked: Asked, *, with_quantiles: bool) -> dict[str, Any]:
+    time, *rest = row
+    sums = dict(zip(SUMS, rest, strict=False))
+    cost, *rest = rest[len(SUMS) :]
+    shape: dict[str, Any] = {}
+    if asked.bucket_ms is not None:
+        shape["time"] = iso(time * 1000)
+    for group, value in zip(asked.groups, rest, strict=False):
+        shape[group] = (value or None) if group != "cache" else value
+    rest = rest[len(asked.groups) :]
+    shape |= sums_shape(sums, cost)
+    shape["latency_ms"] = _quantiles(rest[0]) if with_quantiles else None
+    shape["first_token_ms"] = _quantiles(rest[1]) if with_quantiles else None
+    return shape
+
+
+def sums_shape(sums: dict[str, int], cost: Any) -> dict[str, Any]:
+    """Sums are of what is known; how many are not is said beside them."""
+    known = sums["known_usage"] > 0
+    return {
+        "requests": sums["requests"],
+        "errors": sums["errors"],
+        "tokens": {
+            **{name: sums[name] if known else None for name in _TOKENS},
+            "known_requests": sums["known_usage"],
+            "reported_requests": sums["reported_usage"],
+            "unknown_requests": sums["requests"] - sums["known_usage"],
+        },
+        "cost": {
+            "usd": money(cost) if sums["known_cost"] else None,
+            "known_requests": sums["known_cost"],
+            "unknown_requests": sums["requests"] - sums["known_cost"],
+        },
+    }
+
+
+def _quantiles(values: Any) -> dict[str, float] | None:
+    # A digest of nothing gives NaN, which is not a number a client could read.
+    if not values or values[0] is None or values[0] != values[0]:
+        return None
+    return {name: round(float(value), 1) for name, value in zip(QUANTILES, values, strict=True)}
+
+
+_RANK_RAW = {
+    "requests": "toInt64(count())",
+    "cost": "sum(toDecimal128(ifNull(cost_usd, 0), 10))",
+    "tokens": "toInt64(sum(ifNull(toUInt64(input_tokens), 0) + ifNull(toUInt64(output_tokens), 0)))",
+    "last_seen": "toUnixTimestamp64Milli(max(created_at))",
+}
+_RANK_ROLLED = {
+    "requests": "toInt64(sum(requests))",
+    "cost": "sum(cost_usd)",
+    "tokens": "toInt64(sum(input_tokens) + sum(output_tokens))",
+    "last_seen": "toUnixTimestamp64Milli(max(last_seen))",
+}
+
+
+async def rank_hashes(
+    store: Store,
+    query: Query,
+    of: Literal["users", "sessions"],
+    stretches: list[Part],
+    filters: Filters,
+    *,
+    rank: Rank,
+    limit: int,
+    offset: int,
+    where: str = "",
+    rolled_where: str = "",
+) -> list[int]:
+    """Who comes first, by hash: a third of the work of ranking by name."""
+    kind = of.removesuffix("s")
+    selects = []
+    for part in stretches:
+        if part.source == "raw":
+            also = f" AND {kind}_id != ''" if of == "sessions" else ""
+            selects.append(
+                f"SELECT cityHash64({kind}_id) AS h, {_RANK_RAW[rank]} AS r FROM requests "
+                f"WHERE {PROJECT} AND {query.between('created_at', part.range)}"
+                f"{conditions(filters, query)}{where}{also} GROUP BY h"
+            )
+        else:
+            users = _rolled_conditions(query, Asked((), None, filters), "users") if of == "users" else ""
+            selects.append(
+                f"SELECT {kind}_hash AS h, {_RANK_ROLLED[rank]} AS r FROM {of}_by_day "
+                f"WHERE {PROJECT} AND {between_buckets(query, 'day', part.range)}{users}{rolled_where} GROUP BY h"
+            )
+    merged = "max(r)" if rank == "last_seen" else "sum(r)"
+    inner = (
+        f"SELECT h, {merged} AS total FROM ({' UNION ALL '.join(selects)}) GROUP BY h"
+        if len(selects) > 1
+        else selects[0].replace(" AS r ", " AS total ", 1)
+    )
+    bounds = f"LIMIT {query.bind('UInt32', limit)} OFFSET {query.bind('UInt32', offset)}"
+    rows = await store.rows(query, f"SELECT h FROM ({inner}) ORDER BY total DESC, h {bounds}", name=f"rank_{of}")
+    return [row[0] for row in rows]
+
+
+def read_bucket(text: str, range_: Range) -> int:
+    """`5m`, `1h`, `7d`, or `auto`, as milliseconds.
+
+    Raises:
+        BadRequest: no such width, or too many of them in the range.
+    """
+    span = range_.end_ms - range_.start_ms
+    if text == "auto":
+        choices = (MINUTE_MS, 5 * MINUTE_MS, 15 * MINUTE_MS, HOUR_MS, 6 * HOUR_MS, DAY_MS, 7 * DAY_MS)
+        return next((width for width in choices if span / width <= 120), 30 * DAY_MS)
+    found = _BUCKET.fullmatch(text)
+    if found is None:
+        raise BadRequest("bucket", text, "must be auto or a whole number and a unit: 5m, 1h, 7d")
+    width = int(found[1]) * {"m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}[found[2]]
+    if span / width > BUCKETS_MAX:
+        raise BadRequest("bucket", text, f"gives more than {BUCKETS_MAX} buckets in this range; take a wider one")
+    return width
+
+
+def read_groups(text: str) -> tuple[str, ...]:
+    """
+    Raises:
+        BadRequest: an unknown group, one twice, or too many.
+    """
+    groups = [group.strip() for group in text.split(",") if group.strip()]
+    for i, group in enumerate(groups):
+        if group.startswith(PROPERTY) and len(group) > len(PROPERTY):
+            groups[i] = group = PROPERTY + group.removeprefix(PROPERTY).lower()
+        elif group not in _RAW and group != "time":
+            raise BadRequest("group_by", group, f"must be among {', '.join(GROUPS)}")
+        if group in groups[:i]:
+            raise BadRequest("group_by", group, "is named twice")
+    if len(groups) > GROUPS_MAX:
+        raise BadRequest("group_by", text, f"at most {GROUPS_MAX} groups")
+    return tuple(groups)
+
+

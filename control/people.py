@@ -1,0 +1,142 @@
+"""Users and sessions with what they used, ranked."""
+
+from typing import Any, Literal
+
+from control.filters import Filters
+from control.measures import RAW_SUMS, SUMS, Part, Rank, between_buckets, parts, rank_hashes, sums_shape
+from control.rows import as_text
+from control.scope import DAY_MS, PROJECT, Query, Range, iso
+from control.store import Store
+
+Kind = Literal["users", "sessions"]
+
+
+async def list_people(
+    store: Store,
+    query: Query,
+    kind: Kind,
+    *,
+    rank: Rank,
+    limit: int,
+    offset: int,
+    now_ms: int,
+    filters: Filters,
+    name: str | None = None,
+) -> tuple[list[dict[str, Any]], bool]:
+    """One page, most of `rank` first, and whether there are more.
+
+    Args:
+        filters: of users (`user_id`) alone.
+        name: of sessions: those of this name.
+    """
+    where, rolled_where = _conditions(query, kind, filters, name)
+    stretches = _stretches(query.range, now_ms=now_ms)
+    hashes = await _first(
+        store, query, kind, stretches, rank=rank, limit=limit + 1, offset=offset, now_ms=now_ms,
+        where=where, rolled_where=rolled_where,
+    )  # fmt: skip
+    page = hashes[:limit]
+    if not page:
+        return [], False
+    rows = await _details(store, query, kind, stretches, page, where, rolled_where)
+    order = {hash_: i for i, hash_ in enumerate(page)}
+    rows.sort(key=lambda row: order[row[0]])
+    return [_shape(kind, row) for row in rows], len(hashes) > limit
+
+
+def _stretches(range_: Range, *, now_ms: int) -> list[Part]:
+    if range_.end_ms - range_.start_ms < 3 * DAY_MS:
+        return [Part("raw", range_)]
+    return parts("users", range_, now_ms=now_ms)
+
+
+def _conditions(query: Query, kind: Kind, filters: Filters, name: str | None) -> tuple[str, str]:
+    where = rolled = ""
+    if user_ids := filters.exact.get("user_id"):
+        bound = query.bind("Array(String)", user_ids)
+        where += f" AND user_id IN {bound}"
+        rolled += f" AND user_id IN {bound}"
+        if kind == "users":
+            rolled += f" AND user_hash IN arrayMap(u -> cityHash64(u), {bound})"
+    if name is not None:
+        bound = query.bind("String", name)
+        where += f" AND session_name = {bound}"
+        rolled += f" AND session_name = {bound}"
+    return where, rolled
+
+
+async def _first(
+    store: Store,
+    query: Query,
+    kind: Kind,
+    stretches: list[Part],
+    *,
+    rank: Rank,
+    limit: int,
+    offset: int,
+    now_ms: int,
+    where: str,
+    rolled_where: str,
+) -> list[int]:
+    async def ranked(found: list[Part]) -> list[int]:
+        return await rank_hashes(
+            store, query, kind, found, Filters(), rank=rank, limit=limit, offset=offset, where=where,
+            rolled_where=rolled_where,
+        )  # fmt: skip
+
+    if rank == "last_seen" and len(stretches) + (query.range.end_ms - query.range.start_ms) // DAY_MS > 8:
+        # Who was seen last was seen in the last days: nobody outside them comes before somebody inside.
+        newest = Range(query.range.end_ms - 2 * DAY_MS, query.range.end_ms)
+        hashes = await ranked([Part("raw", newest)] if newest.end_ms < now_ms else parts("users", newest, now_ms=now_ms))
+        if len(hashes) >= limit:
+            return hashes
+    return await ranked(stretches)
+
+
+async def _details(
+    store: Store, query: Query, kind: Kind, stretches: list[Part], hashes: list[int], where: str, rolled_where: str
+) -> list[tuple[Any, ...]]:
+    one = kind.removesuffix("s")
+    bound = query.bind("Array(UInt64)", hashes)
+    selects = []
+    for part in stretches:
+        raw = part.source == "raw"
+        sums = list(RAW_SUMS) if raw else [f"sum({name}) AS n_{name}" for name in SUMS] + ["sum(cost_usd) AS n_cost_usd"]
+        seen = (
+            "min(created_at) AS n_first, max(created_at) AS n_last"
+            if raw
+            else "min(first_seen) AS n_first, max(last_seen) AS n_last"
+        )
+        extra = ""
+        if kind == "sessions":
+            extra = ", max(toString(requests.session_name)) AS n_name, max(requests.user_id) AS n_user" if raw else (
+                ", max(sessions_by_day.session_name) AS n_name, max(sessions_by_day.user_id) AS n_user"
+            )
+        hash_ = f"cityHash64({one}_id)" if raw else f"{one}_hash"
+        within = query.between("created_at", part.range) if raw else between_buckets(query, "day", part.range)
+        also = " AND session_id != ''" if raw and kind == "sessions" else ""
+        selects.append(
+            f"SELECT {hash_} AS h, {one}_id AS who, {', '.join(sums)}, {seen}{extra} "
+            f"FROM {'requests' if raw else f'{kind}_by_day'} "
+            f"WHERE {PROJECT} AND {within} AND {hash_} IN {bound}{also}{where if raw else rolled_where} GROUP BY h, who"
+        )
+    extra = ", max(n_name), max(n_user)" if kind == "sessions" else ""
+    return await store.rows(
+        query,
+        f"SELECT h, who, {', '.join(f'sum(n_{name})' for name in SUMS)}, sum(n_cost_usd), "
+        f"toUnixTimestamp64Milli(min(n_first)), toUnixTimestamp64Milli(max(n_last)){extra} "
+        f"FROM ({' UNION ALL '.join(selects)}) GROUP BY h, who",
+        name=kind,
+    )
+
+
+def _shape(kind: Kind, row: tuple[Any, ...]) -> dict[str, Any]:
+    _, who, *rest = row
+    sums = dict(zip(SUMS, rest, strict=False))
+    cost, first_ms, last_ms, *extra = rest[len(SUMS) :]
+    shape: dict[str, Any] = {}
+    if kind == "users":
+        shape["user_id"] = as_text(who) or None
+    else:
+        shape |= {"session_id": who, "name": extra[0] or None, "user_id": extra[1] or None}
+    return {**shape, **sums_shape(sums, cost), "first_seen": iso(first_ms), "last_seen": iso(last_ms)}
