@@ -29,7 +29,6 @@ from load_tests.processes import ChildFailed, two_cores
 
 RESULTS = HERE / "results"
 HELIOGRAPH = HERE.parent / ".venv/bin/heliograph"
-DISTURBED_SHARE = 0.05
 NOT_HERE = {
     "gomodel": "GoModel is not measured: the Go module proxy this project may use does not offer it",
 }
@@ -113,15 +112,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     compared = table.with_comparisons(medians)
     notes += [problem for window in windows if (problem := problem_of(window))]
     notes += table.limited_by_us(medians)
-    if disturbed := sum(window.other_share > DISTURBED_SHARE for window in windows):
-        notes.append(f"in {disturbed} of {len(windows)} windows others used over 5 % of the proxy's core")
+    others = len(table.disturbed_windows(windows))
+    disturbed = others > table.DISTURBED_WINDOWS * len(windows)
+    if others:
+        notes.append(f"in {others} of {len(windows)} windows others used over 10 % of the proxy's core")
+    if disturbed:
+        notes.append("a verdict with a question mark wants a quieter machine: run it again")
     return {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "options": {"rounds": options.rounds, "seconds": options.seconds, "candidates": options.names},
         "figures": compared,
-        "verdicts": table.verdicts(compared.get(table.OURS, {})),
-        "table": table.render(compared),
+        "verdicts": table.verdicts(compared.get(table.OURS, {}), disturbed=disturbed),
+        "table": table.render(compared, disturbed=disturbed),
         "notes": notes,
         "rounds": rounds,
         "windows": [asdict(window) for window in windows],

@@ -4,6 +4,7 @@ Each is made once and again when its source or lock file changes.
 """
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,9 @@ def _compiled(compiler: str, source: Path) -> Path:
     program = BUILD / "bin" / source.stem
     if not _is_made(program, source):
         program.parent.mkdir(parents=True, exist_ok=True)
-        _run([compiler, "-O2", "-o", str(program), str(source)], cwd=HERE, timeout_s=COMPILE_TIMEOUT_S)
+        made = program.with_name(f"{program.name}.{os.getpid()}")  # the old one may be running, or two of us compiling
+        _run([compiler, "-O2", "-o", str(made), str(source)], cwd=HERE, timeout_s=COMPILE_TIMEOUT_S)
+        made.rename(program)
         _mark_made(program, source)
     return program
 

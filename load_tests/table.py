@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from load_tests.measure import Window
 
 DIRECT, OURS = "direct", "heliograph"
+DISTURBED_SHARE = 0.1
+DISTURBED_WINDOWS = 0.1
+"""A run with more than this part of its windows disturbed has verdicts with a question mark."""
 HEADROOM = 0.7
 """Beyond this share of what client and mock do alone (`direct`), a candidate's calls/s are not trusted."""
 
@@ -29,6 +32,8 @@ class Row:
     label: str
     digits: int = 0
     budget: Budget | None = None
+    steady: bool = False
+    """True when others on the machine hardly change the figure."""
 
 
 def at_most(limit: float) -> Budget:
@@ -43,6 +48,7 @@ ROWS = (
     Row("calls_per_s", "calls/s, 64 at a time, one core"),
     Row("calls_per_s_best", "calls/s, better of 8 and 64 at a time"),
     Row("over_nginx", "  ÷ nginx", 3, at_least(0.12)),
+    Row("over_nginx_by_cpu", "  ÷ nginx, by CPU a call", 3, at_least(0.12), steady=True),
     Row("over_portkey", "  ÷ Portkey (its better)", 1, at_least(8)),
     Row("over_litellm", "  ÷ LiteLLM (its better)", 1, at_least(60)),
     Row("over_gomodel", "  ÷ GoModel", 1, at_least(2)),
@@ -57,7 +63,7 @@ ROWS = (
     Row("chunk_p99_us", "8 streams: a chunk's way p99, µs", 0, at_most(1000)),
     Row("chunks_per_s", "128 streams: chunks/s (offered: 32,000)", 0, at_least(30_000)),
     Row("client_gone_ms", "client gone → upstream closed, ms (500: never)", 1, at_most(10)),
-    Row("rss_mb", "memory (RSS of the tree), MB", 0, at_most(150)),
+    Row("rss_mb", "memory (RSS of the tree), MB", 0, at_most(150), steady=True),
 )
 PEERS = ("nginx", "portkey", "litellm", "gomodel")
 
@@ -106,7 +112,14 @@ def with_comparisons(candidates: Mapping[str, Figures]) -> dict[str, Figures]:
                 # A peer that does better with fewer calls at a time is taken at its better.
                 if theirs := candidates.get(peer, {}).get("calls_per_s_best"):
                     figures[f"over_{peer}"] = figures["calls_per_s"] / theirs
+            if "cpu_us" in figures and (nginx_us := candidates.get("nginx", {}).get("cpu_us")):
+                figures["over_nginx_by_cpu"] = nginx_us / figures["cpu_us"]
     return compared
+
+
+def disturbed_windows(windows: Iterable[Window]) -> list[Window]:
+    """The windows in which others used too much of the proxy's core."""
+    return [window for window in windows if window.other_share > DISTURBED_SHARE]
 
 
 def limited_by_us(candidates: Mapping[str, Figures]) -> list[str]:
@@ -119,23 +132,19 @@ def limited_by_us(candidates: Mapping[str, Figures]) -> list[str]:
     ]
 
 
-def verdicts(ours: Figures) -> dict[str, str]:
-    """`ok`, `miss` or `n/a` for every row with a budget."""
-    return {row.name: _verdict(row.budget, ours.get(row.name)) for row in ROWS if row.budget}
+def verdicts(ours: Figures, *, disturbed: bool) -> dict[str, str]:
+    """`ok`, `miss` or `n/a` for every row with a budget, with a question mark where others may have made it so."""
+    return {row.name: _verdict(row, ours.get(row.name), disturbed) for row in ROWS if row.budget}
 
 
-def render(candidates: Mapping[str, Figures]) -> list[str]:
+def render(candidates: Mapping[str, Figures], *, disturbed: bool) -> list[str]:
     """The table: a line a figure, a column a candidate, our budget and how we stand to it."""
     ours = candidates.get(OURS, {})
     lines = [["", *candidates, "budget", ""]]
     for row in ROWS:
         cells = [_number(figures.get(row.name), row.digits) for figures in candidates.values()]
-        if row.budget:
-            cells += [f"{row.budget.sign} {_number(row.budget.limit, _digits(row.budget.limit))}"]
-            cells += [_verdict(row.budget, ours.get(row.name))]
-        else:
-            cells += ["", ""]
-        lines.append([row.label, *cells])
+        budget = f"{row.budget.sign} {_number(row.budget.limit, _digits(row.budget.limit))}" if row.budget else ""
+        lines.append([row.label, *cells, budget, _verdict(row, ours.get(row.name), disturbed)])
     return _aligned(lines)
 
 
@@ -143,10 +152,12 @@ def _rps(window: Window | None) -> float:
     return float(window.figures["rps"]) if window else 0.0
 
 
-def _verdict(budget: Budget, value: float | None) -> str:
+def _verdict(row: Row, value: float | None, disturbed: bool) -> str:
+    if row.budget is None:
+        return ""
     if value is None:
         return "n/a"
-    return "ok" if budget.holds(value) else "miss"
+    return ("ok" if row.budget.holds(value) else "miss") + ("?" if disturbed and not row.steady else "")
 
 
 def _number(value: float | None, digits: int) -> str:

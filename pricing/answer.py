@@ -1,7 +1,8 @@
 """Reading a provider's answer: model, stop reason, usage, error. Never raises, whatever the bytes are.
 
 The API names the shape; the bytes themselves say whether they are a document, a stream of events, or cut. Measured
-(one core, recorded answers): a plain 2 KB answer 5 µs, 100 KB of chunks 90 µs.
+on one core over recorded answers (`python -m tests.pricing.measure`): a plain answer of 2 KB 6 to 10 µs, a stream of
+4 KB 26 µs, of 90 KB 310 µs; where usage is missing and the text must be collected, twice that and more.
 """
 
 import base64

@@ -1,8 +1,8 @@
 """Finding the telling events of a text stream (server-sent events, or one JSON value a line) without parsing all.
 
 A stream of 400 chunks says its model in the first, its stop reason and usage in the last ones; `find` in C gets
-there at memory speed, and only the lines that hold a needle are decoded. (100 KB of chunks: 60 µs this way,
-1.1 ms when every chunk is decoded.)
+there at memory speed, and only the lines that hold a needle are decoded. (90 KB in 326 chunks, one core: 310 µs this
+way, 640 µs when every chunk is decoded.)
 """
 
 from collections.abc import Iterator, Sequence

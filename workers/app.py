@@ -8,10 +8,12 @@ called once in each.
 
 import logging
 import time
+import warnings
 from collections.abc import Callable
 
 from billiard.exceptions import SoftTimeLimitExceeded  # type: ignore[import-untyped]
 from celery import Celery, signals
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from kombu.entity import Queue
 
 from ingest.clickhouse import StoreRefused, StoreUnavailable
@@ -78,6 +80,10 @@ def run(app: Celery, *, name: str = "worker") -> None:
     Args:
         name: tells workers of one broker apart in their logs.
     """
+    # Neither says anything to whoever runs us: messages are JSON, so nothing of theirs is ever executed; and a task cut
+    # off by a lost broker is given out again by design.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module="celery")
     app.worker_main([
         "--quiet", "worker", "--pool=prefork", f"--hostname={name}@%h", f"--queues={QUEUE}",
         "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO",
@@ -236,6 +242,20 @@ def _outcome(error: BaseException) -> tuple[str, bool]:
 
 
 def _keep_logging(**_: object) -> None:
+    """Leave handlers and levels as they are, and Celery's own lines to what nobody else says."""
+    # A line for each task received, succeeded and failed; ours say it once, with the batch.
     for name in ("celery.app.trace", "celery.worker.strategy", "celery.redirected"):
-        # A line for each task received, succeeded and failed; ours say it once, with the batch.
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # A traceback for each refused connection; the batch's line says that ClickHouse was away.
+    logging.getLogger("clickhouse_driver.connection").setLevel(logging.ERROR)
+    for name in ("celery.worker.request", "celery.worker.consumer.consumer", "celery.worker.consumer.connection"):
+        logger = logging.getLogger(name)
+        if _one_line not in logger.filters:
+            logger.addFilter(_one_line)
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """A process that was killed, a broker that is away: one line tells it; the traceback is Celery's own code."""
+    record.msg, record.args = " ".join(record.getMessage().split()), None
+    record.exc_info = record.exc_text = None
+    return True

@@ -85,6 +85,8 @@ def config_xml(*, folder: Path, log: Path, tcp_port: int, http_port: int, limits
   <max_connections>512</max_connections>
 
   <background_pool_size>4</background_pool_size>
+  <!-- 2 by itself, which under inserts puts merges off and says so 70 times a second. -->
+  <background_schedule_pool_size>16</background_schedule_pool_size>
   <merge_tree>
     <!-- With a small pool the stock thresholds would leave no slot for big merges and mutations. -->
     <number_of_free_entries_in_pool_to_lower_max_size_of_merge>2</number_of_free_entries_in_pool_to_lower_max_size_of_merge>

@@ -29,6 +29,7 @@ class FolderLock:
     def release(self) -> None:
         if self._fd is not None:
             os.ftruncate(self._fd, 0)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # closing waits for a child's copy too
             os.close(self._fd)
             self._fd = None
 

@@ -61,11 +61,18 @@ def test_a_candidate_near_to_what_client_and_mock_can_do_is_named() -> None:
     ],
 )
 def test_a_budget_that_was_not_measured_is_never_ok(figures: table.Figures, verdict: str) -> None:
-    assert table.verdicts(figures)["rss_mb"] == verdict
+    assert table.verdicts(figures, disturbed=False)["rss_mb"] == verdict
+
+
+def test_a_disturbed_run_leaves_only_steady_verdicts_without_a_question_mark() -> None:
+    found = table.verdicts({"rss_mb": 100.0, "over_nginx": 0.3, "chunk_p99_us": 2_000.0}, disturbed=True)
+
+    assert (found["rss_mb"], found["over_nginx"], found["chunk_p99_us"]) == ("ok", "ok?", "miss?")
 
 
 def test_every_budget_stands_in_the_table_beside_our_figure() -> None:
-    lines = table.render({"direct": {"p50_us": 10.0}, "heliograph": {"added_p50": 30.0, "chunks_per_s": 31_000.0}})
+    ours = {"added_p50": 30.0, "chunks_per_s": 31_000.0}
+    lines = table.render({"direct": {"p50_us": 10.0}, "heliograph": ours}, disturbed=False)
 
     assert next(line for line in lines if "added p50" in line).split()[-4:] == ["30.0", "≤", "25", "miss"]
     assert next(line for line in lines if "128 streams" in line).split()[-4:] == ["31,000", "≥", "30,000", "ok"]

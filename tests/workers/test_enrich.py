@@ -174,7 +174,7 @@ def _fresh_parts(case: Case) -> Counter[str]:
 
 
 def test_a_body_of_many_megabytes_is_one_block(case: Case) -> None:
-    body = Body(size=3_000_000, head=b"x" * 3_000_000)
+    body = Body(size=1_000_000, head=b"x" * 1_000_000)
     batch = case.batch([case.event(response=body, outcome="refused") for _ in range(100)])
     with pytest.raises(Killed):
         enrich(batch, case.services(KilledStore(case.settings, at="bodies", after=True)))

@@ -55,13 +55,13 @@ def test_a_second_replay_stores_nothing(case: Case, monkeypatch: pytest.MonkeyPa
 
 
 def test_replays_at_once_store_each_letter_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    kill(case, monkeypatch, [case.event() for _ in range(30)])
+    kill(case, monkeypatch, [case.event() for _ in range(12)])
 
     with ThreadPoolExecutor(3) as both:
         found = list(both.map(lambda _: run(case), range(3)))
 
-    assert all(counts.read == counts.stored_now + counts.stored_before == 30 for counts in found)
-    assert case.counts() == once(30, dead=30, ledger=31)
+    assert all(counts.read == counts.stored_now + counts.stored_before == 12 for counts in found)
+    assert case.counts() == once(12, dead=12, ledger=13)
 
 
 def test_a_replay_broken_off_between_row_and_ledger_goes_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

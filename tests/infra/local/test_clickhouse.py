@@ -22,6 +22,7 @@ from clickhouse_driver.errors import Error, ServerException
 
 from infra.local import clickhouse
 from infra.local.clickhouse import ClickHouseServer
+from infra.local.clickhouse_config import Limits
 from infra.local.errors import CannotStart, NotReady
 from ingest.migrations import migrate
 from schemas.settings import RetentionSettings
@@ -315,7 +316,7 @@ def test_nothing_is_found_where_nothing_was_prepared(tmp_path: Path) -> None:
 
 
 def test_limits_reach_the_child_unchanged(tmp_path: Path) -> None:
-    limits = clickhouse.Limits(memory_mib=777, fsync=False, read_only_rows=5)
+    limits = Limits(memory_mib=777, fsync=False, read_only_rows=5)
     command = clickhouse.command(clickhouse.prepare(tmp_path, limits=limits))
     assert command[command.index("--memory-mib") + 1] == "777"
     assert command[command.index("--fsync") + 1] == "0"

@@ -1,5 +1,6 @@
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -24,8 +25,9 @@ time.sleep(60)
 
 
 @contextmanager
-def holder(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+def holder(folder: Path, script: str = HOLD) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-c", script, str(folder)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
         try:
@@ -59,28 +61,22 @@ def test_a_released_folder_can_be_held_again(tmp_path: Path) -> None:
     hold(tmp_path).release()
 
 
-def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
-    lock = hold(tmp_path)
-    ready, go = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(go)
-        os.read(ready, 1)  # until the parent is done
-        os._exit(0)
-    try:
-        lock.release()
-        hold(tmp_path).release()
-    finally:
-        os.close(go)
-        os.close(ready)
-        os.waitpid(pid, 0)
+# Forks once it holds, and says so only when the child has come up.
+FORK = HOLD.replace(
+    'print("held", flush=True)',
+    """
+import os
+if os.fork() == 0:
+    print("held", flush=True)
+""",
+)
 
 
-def test_a_forked_child_does_not_end_its_parents_lock(tmp_path: Path) -> None:
-    with hold(tmp_path):
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
-        with pytest.raises(FolderHeld):
+def test_a_forked_child_neither_ends_nor_keeps_its_parents_lock(tmp_path: Path) -> None:
+    with holder(tmp_path, FORK) as process:
+        with pytest.raises(FolderHeld, match=f"pid {process.pid} "):
             hold(tmp_path)
+        process.kill()
+        process.wait()
+        hold(tmp_path).release()
+        os.killpg(process.pid, signal.SIGKILL)
