@@ -45,7 +45,8 @@ def connect(settings: ClickHouseSettings, **server_settings: object) -> Client:
         sync_request_timeout=settings.connect_timeout_s,
         compression="lz4",
         client_name="heliograph",
-        settings={"use_numpy": False, **server_settings},
+        # Newer servers answer in zstd unless told; the driver reads what it was asked for.
+        settings={"use_numpy": False, "network_compression_method": "LZ4", **server_settings},
     )
 
 

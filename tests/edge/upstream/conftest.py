@@ -71,9 +71,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     folder = tmp_path_factory.mktemp("tls")
     authority, key, leaf = folder / "ca.pem", folder / "key.pem", folder / "leaf.pem"
     names = folder / "names"
-    names.write_text("subjectAltName=DNS:provider.test\nbasicConstraints=critical,CA:FALSE\n")
+    # Python 3.13 verifies strictly: key usages and identifiers must be there.
+    names.write_text(
+        "subjectAltName=DNS:provider.test\nbasicConstraints=critical,CA:FALSE\n"
+        "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    )
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     self_signed = ["-x509", *curve, "-subj", "/CN=test authority", "-keyout", f"{folder}/ca.key"]
+    self_signed += ["-addext", "keyUsage=critical,keyCertSign"]
     request = [*curve, "-subj", "/CN=provider.test", "-keyout", f"{key}", "-out", f"{folder}/leaf.csr"]
     signed = ["-in", f"{folder}/leaf.csr", "-CA", f"{authority}", "-CAkey", f"{folder}/ca.key", "-CAcreateserial"]
     commands = [
