@@ -131,7 +131,7 @@ def _spool(shared: SharedSettings) -> Finding:
     size = sum(segment.path.stat().st_size for folder in folders for segment in segments(folder))
     paused = [plan.paused for folder in folders if (plan := read_plan(folder)).paused]
     dropped = sum(dropped_events(folder) for folder in folders)
-    saw = f"{len(folders)} spools, {size / 1e6:.1f} MB"
+    saw = f"{len(folders)} in use, {size / 1e6:.1f} MB"
     if paused:
         return Finding(f"{saw}; planning is paused: {paused[0]}", "mend the cause, then: heliograph plan resume")
     if dropped:

@@ -95,7 +95,28 @@ def control(tethered: bool = TETHERED) -> None:
     _begin("control", tethered)
     with settings_errors():
         settings = load(ControlSettings)
-    raise NotImplementedError(settings)
+    asyncio.run(_control(settings))
+
+
+async def _control(settings: ControlSettings) -> None:
+    from granian.constants import HTTPModes, Interfaces
+    from granian.server.embed import Server
+
+    from cli.spool_view import SpoolView
+    from control.app import create_app
+
+    shared = shared_settings()
+    server = Server(
+        create_app(settings, shared, log_view=SpoolView(shared.data_dir / "spool")),
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        log_enabled=False,
+    )
+    _on_stop(server.stop)
+    await server.serve()
 
 
 def metrics(tethered: bool = TETHERED) -> None:

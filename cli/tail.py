@@ -38,7 +38,7 @@ def tail(
     wanted = {k: v for k, v in (("user_id", user), ("model", model)) if v}
     seen: dict[str, None] = {}
     away = False
-    console.print(_heading())
+    console.print(_heading(), soft_wrap=True)
     with httpx.Client(base_url=base, headers=headers, timeout=10) as client:
         since = datetime.now(UTC) - timedelta(days=1)
         limit = lines
@@ -59,7 +59,7 @@ def tail(
             for row in reversed(rows):
                 if row["id"] not in seen:
                     seen[row["id"]] = None
-                    console.print(_line(row))
+                    console.print(_line(row), soft_wrap=True)
             for old in list(seen)[:-_REMEMBERED]:
                 del seen[old]
             if not follow:
@@ -73,7 +73,7 @@ def tail(
 def _rows(client: "httpx.Client", since: datetime, limit: int, wanted: dict[str, str]) -> list[dict[str, Any]]:
     if limit == 0:
         return []
-    answer = client.get("/v1/requests", params={"from": since.isoformat(), "limit": limit, **wanted})
+    answer = client.get("/v1/requests", params={"start": since.isoformat(), "limit": limit, **wanted})
     if answer.status_code >= 400:
         errors.print(f"[red]{answer.json().get('error', {}).get('message', answer.text)}[/]")
         raise typer.Exit(1)

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import typer
 from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
 
 from cli.environment import console, data_dir, embedded, errors, read_env_file, settings_errors, shared_settings
 from infra.local import clickhouse, ports, valkey
@@ -173,17 +171,18 @@ def _welcome(
     edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings, folder: Path, seconds: float
 ) -> None:
     base = f"http://127.0.0.1:{edge.port}"
-    addresses = Table.grid(padding=(0, 2))
-    addresses.add_row("proxy", f"{base}/v1", "[dim]your base_url[/]")
-    addresses.add_row(
-        "API", f"http://127.0.0.1:{control.port}/v1/requests", f"[dim]http://127.0.0.1:{control.port}/docs[/]"
-    )
-    addresses.add_row("metrics", f"http://127.0.0.1:{metrics.port}/metrics")
-    addresses.add_row("data, logs", str(folder), f"[dim]{folder / 'logs'}[/]")
-    console.print()
-    console.print(
-        Panel(addresses, title=f"Heliograph is up [dim]({seconds:.1f} s)[/]", expand=False, border_style="green")
-    )
+    api = f"http://127.0.0.1:{control.port}"
+    rows = [
+        ("proxy", f"{base}/v1", "your base_url"),
+        ("API", f"{api}/v1/requests", ""),
+        ("", f"{api}/openapi.json", "all of it, described"),
+        ("metrics", f"http://127.0.0.1:{metrics.port}/metrics", "Prometheus"),
+        ("data", str(folder), ""),
+        ("logs", str(folder / "logs"), ""),
+    ]
+    console.print(f"\n[bold green]Heliograph is up[/] [dim]({seconds:.1f} s)[/]\n")
+    for name, where, what in rows:
+        console.print(f"  {name:<9} {where}" + (f"  [dim]{what}[/]" if what else ""), soft_wrap=True)
     console.print("\nTry it, with your own provider key in OPENAI_API_KEY:\n")
     console.print(
         f"  curl {base}/v1/chat/completions -H \"Authorization: Bearer $OPENAI_API_KEY\" "

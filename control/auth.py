@@ -11,7 +11,15 @@ from control.keys import Keys
 from schemas.keys import DEFAULT_PROJECT, Permission
 
 # What a proxy on this machine adds: behind one, every caller's peer address is loopback.
-_PROXIED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "cf-connecting-ip")
+_PROXIED = (
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "via",
+    "cf-connecting-ip",
+)
 _AUTH_HEADERS = ("helicone-auth", "heliograph-auth", "authorization")
 
 

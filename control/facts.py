@@ -1,4 +1,5 @@
 """What is said of a request after it was stored: scores, feedback, properties. Rows of their own; the newest wins."""
+# ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 
 import math
 import time
@@ -44,7 +45,10 @@ async def add_scores(store: Store, project_id: str, id_: UUID, scores: Mapping[s
     """
     if not 0 < len(scores) <= SCORES_MAX:
         raise BadRequest("scores", len(scores), f"1 to {SCORES_MAX} scores")
-    rows = [_score_row(project_id, id_, read_name("scores", name), read_score(name, value)) for name, value in scores.items()]
+    rows = [
+        _score_row(project_id, id_, read_name("scores", name), read_score(name, value))
+        for name, value in scores.items()
+    ]
     await store.insert("scores", _SCORE_COLUMNS, rows, name="insert_scores")
 
 
@@ -138,5 +142,3 @@ def read_score(name: str, value: Any) -> float:
 def _score_row(project_id: str, id_: UUID, name: str, value: float, *, comment: str = "") -> Row:
     now = datetime.fromtimestamp(time.time_ns() // 1_000_000 / 1000, UTC)
     return (project_id, id_, name, value, comment, "api", now)
-
-

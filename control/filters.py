@@ -1,4 +1,5 @@
 """What a list or a metric is asked for, as conditions: every column from a whitelist, every value bound."""
+# ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 
 import difflib
 import re
@@ -72,9 +73,7 @@ class Filters(msgspec.Struct, frozen=True):
         return found
 
 
-def read_filters(
-    parameters: Sequence[tuple[str, str]], *, others: frozenset[str], bounds: ControlBounds
-) -> Filters:
+def read_filters(parameters: Sequence[tuple[str, str]], *, others: frozenset[str], bounds: ControlBounds) -> Filters:
     """The filters among the parameters of a call's query.
 
     Args:
@@ -99,7 +98,9 @@ def read_filters(
         given.setdefault(name, []).append(value)
         if len(given[name]) > bounds.filter_values:
             raise BadRequest(name, len(given[name]), f"at most {bounds.filter_values} values")
-    properties = {name.removeprefix(PROPERTY).lower(): values for name, values in given.items() if name.startswith(PROPERTY)}
+    properties = {
+        name.removeprefix(PROPERTY).lower(): values for name, values in given.items() if name.startswith(PROPERTY)
+    }
     if "" in properties or len(properties) > 20:
         raise BadRequest(PROPERTY, len(properties), "property.<name>=<value>, at most 20 of them")
     return Filters(
@@ -128,8 +129,8 @@ def conditions(filters: Filters, query: Query, *, updated: frozenset[str] = froz
     for name, values in filters.exact.items():
         parts.append(_among(query, _EXACT[name], values))
     if filters.keys:
-        values = query.bind("Array(String)", filters.keys)
-        parts.append(f"(key_id IN {values} OR key_name IN {values})")
+        named = query.bind("Array(String)", filters.keys)
+        parts.append(f"(key_id IN {named} OR key_name IN {named})")
     if filters.statuses:
         parts.append(status_condition(filters.statuses, query, "status"))
     if filters.outcomes:
@@ -153,17 +154,11 @@ def property_condition(query: Query, name: str, values: Sequence[str], *, update
     """Requests whose property has one of these values now."""
     bound = query.bind("String", name)
     stored = " OR ".join(f"properties[{bound}] = {query.bind('String', value)}" for value in values)
-    if "" in values:
-        # A property that is not there reads as an empty string.
-        stored = f"(({stored}) AND mapContains(properties, {bound}))"
-    else:
-        # Said of the map's values as well, which is what the index holds.
-        stored = f"({stored})"
+    # A property that is not there reads as an empty string.
+    stored = f"(({stored}) AND mapContains(properties, {bound}))" if "" in values else f"({stored})"
     if not updated:
         return stored
-    newest = (
-        f"SELECT request_id FROM property_updates WHERE {PROJECT} AND name = {bound} GROUP BY request_id"
-    )
+    newest = f"SELECT request_id FROM property_updates WHERE {PROJECT} AND name = {bound} GROUP BY request_id"
     wanted = query.bind("Array(String)", list(values))
     return f"(id IN ({newest} HAVING argMax(value, created_at) IN {wanted}) OR ({stored} AND id NOT IN ({newest})))"
 

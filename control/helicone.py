@@ -1,4 +1,5 @@
 """Helicone's request queries over our rows: its filter tree, its sorts, its row (H§8.2, contract §11.9)."""
+# ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 
 from typing import Any
 from uuid import UUID
@@ -36,7 +37,6 @@ _COLUMNS = (
     "session_path",
     "toString(session_name)",
     "toString(provider)",
-    "toString(api)",
     "latency_ms",
     "first_token_ms",
     PROMPT_TOKENS,
@@ -232,7 +232,7 @@ async def _that_fit(store: Store, query: Query, ids: list[UUID], answer_bytes: i
         f"WHERE {query.within()} AND id IN {query.bind('Array(UUID)', [str(id_) for id_ in ids])}",
         name="body_sizes",
     )
-    sizes = dict(rows)
+    sizes: dict[UUID, int] = {id_: size for id_, size in rows}
     fitting: list[UUID] = []
     total = 0
     for id_ in ids:
@@ -248,7 +248,7 @@ def _shape(
 ) -> dict[str, Any]:
     (
         id_, created_ms, response_ms, status, model, requested_model, path, user_id, properties, session_id, session_path,
-        session_name, provider, api, latency_ms, first_token_ms, prompt_tokens, completion_tokens, reasoning_tokens,
+        session_name, provider, latency_ms, first_token_ms, prompt_tokens, completion_tokens, reasoning_tokens,
         cache_write_tokens, cache_read_tokens, input_audio, output_audio, cost_usd, cache_status, inserted_ms, _, _,
     ) = row  # fmt: skip
     named = {name.lower(): value for name, value in {**properties, **updates}.items()}

@@ -3,6 +3,7 @@
 `"all"` | `{"request_response_rmt": {field: {operator: value}}}` | `{"left", "operator": "and" | "or", "right"}`. Every
 field comes from the table below and every value is bound; what is not known is refused, never passed over.
 """
+# ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -277,9 +278,7 @@ def _score(query: Query, where: str, name: str, operator: str, value: Any) -> st
         value = int(value in (True, "true"))
     bound = query.bind("String", text(name, where))
     compared = _number(query, where, "argMax(value, created_at)", operator, value)
-    return (
-        f"id IN (SELECT request_id FROM scores WHERE {PROJECT} AND name = {bound} GROUP BY request_id HAVING {compared})"
-    )
+    return f"id IN (SELECT request_id FROM scores WHERE {PROJECT} AND name = {bound} GROUP BY request_id HAVING {compared})"
 
 
 def _first(moments: tuple[int | None, ...]) -> int | None:

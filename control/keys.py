@@ -228,17 +228,13 @@ class Keys:
         snapshot = await self.snapshot()
         try:
             async with asyncio.timeout(self._redis_timeout_s):
-                # redis-py gives one type for its two clients.
-                written = await cast(
-                    Awaitable[Any],
-                    self._redis.eval(
-                        _SET_IF_NEWER,
-                        1,
-                        SNAPSHOT_KEY,
-                        str(snapshot.version),
-                        msgspec.json.encode(snapshot),  # type: ignore[arg-type]
-                        SNAPSHOT_CHANNEL,
-                    ),
+                written = await self._redis.eval(
+                    _SET_IF_NEWER,
+                    1,
+                    SNAPSHOT_KEY,
+                    str(snapshot.version),
+                    msgspec.json.encode(snapshot),
+                    SNAPSHOT_CHANNEL,
                 )
         except (RedisError, OSError, TimeoutError) as error:
             metrics.snapshot_failures.labels("redis").inc()

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
 
 from schemas.keys import Permission
 
@@ -107,8 +107,11 @@ class Attempt(Shape):
 
 
 class WholeRequest(LlmRequest):
-    """With its attempts and bodies. A body is JSON where it was JSON, else its text, else null. One that is not whole is
-    an object with `_heliograph`: `truncated` (with size, head, tail), `left_out` (reason) or `stored_elsewhere` (reference)."""
+    """With its attempts and bodies. A body is JSON where it was JSON, else its text, else null.
+
+    One that is not whole is an object with `_heliograph`: `truncated` (with size, head, tail), `left_out` (with the
+    reason) or `stored_elsewhere` (with the reference).
+    """
 
     attempts: list[Attempt]
     request: Any
@@ -335,14 +338,45 @@ class HeliconeAnswer(Shape, Generic[T]):
 
 
 class ScoresIn(Shape):
-    scores: dict[str, bool | int | float] = Field(examples=[{"quality": 0.8, "helpful": True}])
+    scores: dict[str, StrictBool | StrictInt | StrictFloat] = Field(examples=[{"quality": 0.8, "helpful": True}])
 
 
 class FeedbackIn(Shape):
-    rating: bool
+    rating: StrictBool
     comment: str | None = None
 
 
 class PropertyIn(Shape):
     key: str = Field(examples=["environment"])
     value: str = Field(examples=["production"])
+
+
+class Me(Shape):
+    project_id: str
+    key_id: str | None = Field(description="null: a caller on this machine without a key")
+    permissions: list[Permission]
+
+
+class ProjectList(Shape):
+    projects: list[ProjectOut]
+
+
+class HeliconeRow(BaseModel):
+    """Helicone's row. Tokens by Helicone's habit: prompt without cached ones, completion without reasoning."""
+
+    model_config = ConfigDict(extra="allow")
+
+    request_id: str
+    request_created_at: Time
+    response_status: int | None = Field(description="-3: cancelled, -2: timed out")
+    request_properties: dict[str, str]
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
+    cost: float | None = Field(description="US dollars; null: unknown")
+    costUSD: float | None
+    delay_ms: int
+    time_to_first_token: int | None
+    provider: str = Field(examples=["OPENAI"])
+    request_body: Any
+    response_body: Any

@@ -1,4 +1,5 @@
 """Users and sessions with what they used, ranked."""
+# ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 
 from typing import Any, Literal
 
@@ -87,7 +88,9 @@ async def _first(
     if rank == "last_seen" and len(stretches) + (query.range.end_ms - query.range.start_ms) // DAY_MS > 8:
         # Who was seen last was seen in the last days: nobody outside them comes before somebody inside.
         newest = Range(query.range.end_ms - 2 * DAY_MS, query.range.end_ms)
-        hashes = await ranked([Part("raw", newest)] if newest.end_ms < now_ms else parts("users", newest, now_ms=now_ms))
+        hashes = await ranked(
+            [Part("raw", newest)] if newest.end_ms < now_ms else parts("users", newest, now_ms=now_ms)
+        )
         if len(hashes) >= limit:
             return hashes
     return await ranked(stretches)
@@ -101,7 +104,9 @@ async def _details(
     selects = []
     for part in stretches:
         raw = part.source == "raw"
-        sums = list(RAW_SUMS) if raw else [f"sum({name}) AS n_{name}" for name in SUMS] + ["sum(cost_usd) AS n_cost_usd"]
+        sums = (
+            list(RAW_SUMS) if raw else [f"sum({name}) AS n_{name}" for name in SUMS] + ["sum(cost_usd) AS n_cost_usd"]
+        )
         seen = (
             "min(created_at) AS n_first, max(created_at) AS n_last"
             if raw
@@ -109,8 +114,10 @@ async def _details(
         )
         extra = ""
         if kind == "sessions":
-            extra = ", max(toString(requests.session_name)) AS n_name, max(requests.user_id) AS n_user" if raw else (
-                ", max(sessions_by_day.session_name) AS n_name, max(sessions_by_day.user_id) AS n_user"
+            extra = (
+                ", max(toString(requests.session_name)) AS n_name, max(requests.user_id) AS n_user"
+                if raw
+                else (", max(sessions_by_day.session_name) AS n_name, max(sessions_by_day.user_id) AS n_user")
             )
         hash_ = f"cityHash64({one}_id)" if raw else f"{one}_hash"
         within = query.between("created_at", part.range) if raw else between_buckets(query, "day", part.range)

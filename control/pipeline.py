@@ -98,7 +98,9 @@ class Pipeline:
                 if first is not None and (made := await self._log.created_ms(partition, first)) is not None:
                     ages.append(made)
             shapes.append(_partition_shape(partition, view, sums))
-        newest = max((sums.newest_event_ms for sums in ledger.values() if sums.newest_event_ms is not None), default=None)
+        newest = max(
+            (sums.newest_event_ms for sums in ledger.values() if sums.newest_event_ms is not None), default=None
+        )
         oldest = min(ages, default=None)
         totals = {
             name: sum(shape[name] for shape in shapes)

@@ -1,4 +1,5 @@
 """Lists of requests, page by page, and one request whole."""
+# ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 
 import asyncio
 import base64
@@ -21,7 +22,11 @@ SortField = Literal["time", "cost", "latency", "tokens"]
 Order = Literal["desc", "asc"]
 SORT_FIELDS: tuple[str, ...] = get_args(SortField)
 
-_SORTED = {"cost": ("cost_usd", "Decimal(38, 10)"), "latency": ("latency_ms", "Float64"), "tokens": (TOTAL_TOKENS, "UInt64")}
+_SORTED = {
+    "cost": ("cost_usd", "Decimal(38, 10)"),
+    "latency": ("latency_ms", "Float64"),
+    "tokens": (TOTAL_TOKENS, "UInt64"),
+}
 _HOUR_MS = 3_600_000
 # Newest first, a page comes nearly always from the first hours. Read window by window: over all parts at once, each of
 # them would first be read down to its own first match (1,600 ms against 60 for a rare property, 30 million rows).
@@ -75,9 +80,15 @@ async def list_requests(
         last = page[-1]
         next_cursor = write_cursor(
             Cursor(
-                sort, order, _value_of(sort, last), last[1], str(last[0]),
-                query.range.start_ms, query.range.end_ms, fingerprint(filters),
-            )  # fmt: skip
+                sort,
+                order,
+                _value_of(sort, last),
+                last[1],
+                str(last[0]),
+                query.range.start_ms,
+                query.range.end_ms,
+                fingerprint(filters),
+            )
         )
     return Page([request_shape(row, updates.get(row[0])) for row in page], next_cursor, query.range)
 
@@ -235,7 +246,9 @@ async def property_updates(store: Store, query: Query, ids: list[UUID]) -> dict[
     return found
 
 
-async def find_row(store: Store, project_id: str, id_: UUID, *, now_ms: int, kept_days: int, select: str) -> tuple[Query, Row]:
+async def find_row(
+    store: Store, project_id: str, id_: UUID, *, now_ms: int, kept_days: int, select: str
+) -> tuple[Query, Row]:
     """The newest row with this id, and a query scoped to its hour.
 
     Raises:
@@ -324,5 +337,3 @@ def bodies_shape(row: Row | None, request_bytes: int, response_bytes: int) -> tu
         ),
         body_shape(whole=response, tail=response_tail, size=response_bytes, left_out=left_out, reference=reference),
     )
-
-

@@ -40,9 +40,7 @@ class Query:
     def between(self, column: str, range_: Range) -> str:
         start = self.bind("Int64", range_.start_ms)
         end = self.bind("Int64", range_.end_ms)
-        return (
-            f"{column} >= fromUnixTimestamp64Milli({start}, 'UTC') AND {column} < fromUnixTimestamp64Milli({end}, 'UTC')"
-        )
+        return f"{column} >= fromUnixTimestamp64Milli({start}, 'UTC') AND {column} < fromUnixTimestamp64Milli({end}, 'UTC')"
 
     def bind(self, kind: str, value: object) -> str:
         """A placeholder for a value of this ClickHouse type."""

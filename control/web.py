@@ -2,8 +2,11 @@
 
 import logging
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -55,7 +58,9 @@ class Watch:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_HEADERS]
+                # Rows of somebody's calls belong in no cache; what a browser may keep of the page, the page says.
+                private = _PRIVATE if scope["path"].startswith("/v1/") else []
+                message["headers"] = [*message["headers"], *_HEADERS, *private]
             await send(message)
 
         try:
@@ -75,8 +80,8 @@ class Watch:
             metrics.requests.labels(_route(scope), str(status)).inc()
 
 
+_PRIVATE = [(b"cache-control", b"no-store")]
 _HEADERS = [
-    (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -114,8 +119,9 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
     """Pydantic's findings: the first of them named as field, value and what would be right."""
-    findings = error.errors()  # type: ignore[attr-defined]
-    finding = findings[0] if findings else {"loc": ("body",), "msg": "is not as it should be", "input": None}
+    assert isinstance(error, RequestValidationError)
+    findings: Sequence[Any] = error.errors()
+    finding: dict[str, Any] = findings[0] if findings else {"loc": ("body",), "msg": "is not as it should be"}
     where = [str(part) for part in finding["loc"] if part not in ("body", "query", "path")]
     field = ".".join(where) or str(finding["loc"][0])
     value = shown(finding.get("input"))

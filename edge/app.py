@@ -80,6 +80,7 @@ class Edge:
         finally:
             gauges.cancel()
             await asyncio.gather(gauges, return_exceptions=True)
+            metrics.publish()
             await deadlines.close()
             await upstream.close()
             await snapshots.close()
@@ -101,6 +102,7 @@ class Edge:
 
     async def _set_gauges(self, proxy: Proxy, spool: Spool, upstream: Upstream) -> None:
         while True:
+            metrics.publish()
             metrics.in_flight.set(proxy.in_flight)
             metrics.spool_bytes.set(spool.disk_bytes)
             metrics.spool_queue_bytes.set(spool.queue_bytes)

@@ -85,16 +85,16 @@ def read_headers(headers: Iterable[Header], bounds: BoundSettings) -> Said:
         name, value = header
         count += 1
         size += len(name) + len(value) + 4
-        rule = _RULES.get(name)
-        if rule is None and not name.startswith(_OURS):
+        rule = _known.get(name, _unseen)
+        if rule is _unseen:
+            rule = _rule_of(name)
+        if rule is None:
             forward.append(header)
-        elif rule is _LISTED:
+        elif rule is _listed:
             listed = value
         else:
             try:
-                if rule is None:
-                    _read_ours(said, name, value, bounds)
-                elif rule(said, name, value):
+                if rule(said, name, value, bounds):
                     forward.append(header)
             except BadHeader as problem:
                 said.problem = said.problem or problem
@@ -114,47 +114,44 @@ def read_headers(headers: Iterable[Header], bounds: BoundSettings) -> Said:
 
 # Rules for headers that are not ours by prefix: read what concerns us; True lets the header through to the provider.
 
-Rule = Callable[[Said, bytes, bytes], bool]
+Rule = Callable[[Said, bytes, bytes, BoundSettings], bool]
 
 
-def _drop(said: Said, name: bytes, value: bytes) -> bool:
+def _drop(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     return False
 
 
-def _listed(said: Said, name: bytes, value: bytes) -> bool:
+def _listed(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     return False
 
 
-_LISTED: Rule = _listed
-
-
-def _host(said: Said, name: bytes, value: bytes) -> bool:
+def _host(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     said.host = value.decode("latin-1")
     return False
 
 
-def _content_type(said: Said, name: bytes, value: bytes) -> bool:
+def _content_type(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     said.content_type = value.split(b";", 1)[0].strip().lower().decode("latin-1")
     return True
 
 
-def _content_length(said: Said, name: bytes, value: bytes) -> bool:
+def _content_length(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     # The server refuses what is not a number and two lengths that differ; what reaches us is one.
     said.content_length = int(value) if value.isdigit() else None
     return False
 
 
-def _transfer_encoding(said: Said, name: bytes, value: bytes) -> bool:
+def _transfer_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     said.transfer_coding = True
     return False
 
 
-def _content_encoding(said: Said, name: bytes, value: bytes) -> bool:
+def _content_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     said.request_coding = value.strip().lower()
     return True
 
 
-def _accept_encoding(said: Said, name: bytes, value: bytes) -> bool:
+def _accept_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     # The provider may only use codings that we can read for the record. The client gets its bytes as they come.
     readable = [
         c for c in value.split(b",") if c.split(b";", 1)[0].strip().lower() in (b"gzip", b"deflate", b"identity")
@@ -163,12 +160,12 @@ def _accept_encoding(said: Said, name: bytes, value: bytes) -> bool:
     return False
 
 
-def _upgrade(said: Said, name: bytes, value: bytes) -> bool:
+def _upgrade(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     said.upgrade = True
     return False
 
 
-def _credential(said: Said, name: bytes, value: bytes) -> bool:
+def _credential(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     scheme, _, rest = value.partition(b" ")
     secret = (rest if rest and scheme.isalpha() else value).strip()
     if secret:
@@ -180,7 +177,7 @@ def _credential(said: Said, name: bytes, value: bytes) -> bool:
     return True
 
 
-def _anthropic(said: Said, name: bytes, value: bytes) -> bool:
+def _anthropic(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     said.speaks_anthropic = True
     return True
 
@@ -188,7 +185,7 @@ def _anthropic(said: Said, name: bytes, value: bytes) -> bool:
 _TRACEPARENT = re.compile(rb"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 
 
-def _traceparent(said: Said, name: bytes, value: bytes) -> bool:
+def _traceparent(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     if (found := _TRACEPARENT.match(value)) and found[1].strip(b"0") and found[2].strip(b"0"):
         said.trace_id, said.parent_id = found[1].decode(), found[2].decode()
     return True
@@ -197,7 +194,7 @@ def _traceparent(said: Said, name: bytes, value: bytes) -> bool:
 _MAX_AGE = re.compile(r"(?:^|,)\s*(s-maxage|max-age|stale-while-revalidate)\s*=\s*([^,]*)", re.IGNORECASE)
 
 
-def _cache_control(said: Said, name: bytes, value: bytes) -> bool:
+def _cache_control(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     text = _text(value)
     for found in _MAX_AGE.finditer(text):
         if not found[2].strip().strip('"').isdigit():
@@ -208,7 +205,7 @@ def _cache_control(said: Said, name: bytes, value: bytes) -> bool:
 
 _RULES: dict[bytes, Rule] = {
     b"host": _host,
-    b"connection": _LISTED,
+    b"connection": _listed,
     b"keep-alive": _drop,
     b"proxy-connection": _drop,
     b"proxy-authenticate": _drop,
@@ -243,7 +240,7 @@ _PROPERTY = "property-"
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
 
 
-def _read_ours(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> None:
+def _read_ours(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     short = name[name.index(b"-") + 1 :].decode("latin-1")
     if short.startswith(_PROPERTY):
         _read_property(said, short[len(_PROPERTY) :], _text(value), bounds)
@@ -256,6 +253,23 @@ def _read_ours(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> 
         text = _text(value)
         check(_shown(short), text)
         said.features[short] = _without_credentials(short, text)
+    return False
+
+
+_known: dict[bytes, Rule | None] = dict(_RULES)
+"""Rules by header name, those of names met so far besides; None: passes on unread."""
+_KNOWN_MAX = 2000
+
+
+def _unseen(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
+    raise AssertionError("stands for a name not met before")
+
+
+def _rule_of(name: bytes) -> Rule | None:
+    rule: Rule | None = _read_ours if name.startswith(_OURS) else None
+    if len(_known) < _KNOWN_MAX:
+        _known[name] = rule
+    return rule
 
 
 def _read_property(said: Said, name: str, text: str, bounds: BoundSettings) -> None:

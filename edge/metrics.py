@@ -1,5 +1,7 @@
 """Everything the edge counts. Labels come from bounded sets: the catalogue, our codes, outcomes."""
 
+from bisect import bisect_left
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from schemas.event import Event
@@ -35,36 +37,66 @@ upstream_waiting = Gauge(
 )
 
 
-class _Children:
-    """One provider's counters, looked up once: a look-up by label costs more than the count."""
+class _Tally:
+    """One provider's counts since the last `publish`, in plain numbers: on the hot path a counter that other processes
+    read costs 1.2 µs a step, and a call takes five."""
 
-    __slots__ = ("first_token", "outcomes", "seconds")
+    __slots__ = ("first_token_ms", "label", "latency_ms", "outcomes", "overhead_ms")
 
-    def __init__(self, provider: str) -> None:
-        self.outcomes = {
-            outcome: calls.labels(provider, outcome)
-            for outcome in ("success", "error", "cancelled", "refused", "timeout")
-        }
-        self.seconds = call_seconds.labels(provider)
-        self.first_token = first_token_seconds.labels(provider)
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.outcomes: dict[str, int] = {}
+        self.latency_ms: list[float] = []
+        self.overhead_ms: list[float] = []
+        self.first_token_ms: list[float] = []
 
 
-_children: dict[str, _Children] = {}
+_tallies: dict[str, _Tally] = {}
+_TALLIES_MAX = 1000
 
 
 def count_call(event: Event) -> None:
-    children = _children.get(event.provider)
-    if children is None:
+    """Count a finished call; `publish` makes it visible."""
+    tally = _tallies.get(event.provider)
+    if tally is None:
         # Hosts an operator allows are many and not ours to bound: they share a label.
         label = event.provider if event.provider in catalogue() else "other"
-        children = _Children(label)
-        if len(_children) < 1000:
-            _children[event.provider] = children
-    children.outcomes[event.outcome].inc()
-    children.seconds.observe(event.latency_ms / 1000)
+        tally = _Tally(label)
+        if len(_tallies) < _TALLIES_MAX:
+            _tallies[event.provider] = tally
+    outcomes = tally.outcomes
+    outcomes[event.outcome] = outcomes.get(event.outcome, 0) + 1
+    tally.latency_ms.append(event.latency_ms)
     if event.overhead_ms is not None:
-        overhead_seconds.observe(event.overhead_ms / 1000)
+        tally.overhead_ms.append(event.overhead_ms)
     if event.first_token_ms is not None:
-        children.first_token.observe(event.first_token_ms / 1000)
+        tally.first_token_ms.append(event.first_token_ms)
     if event.error_code is not None:
         refused.labels(event.error_code).inc()
+
+
+def publish() -> None:
+    """Add what was counted to the page. Called once a second."""
+    for tally in _tallies.values():
+        for outcome, count in tally.outcomes.items():
+            calls.labels(tally.label, outcome).inc(count)
+        _observe(call_seconds.labels(tally.label), tally.latency_ms)
+        _observe(overhead_seconds, tally.overhead_ms)
+        _observe(first_token_seconds.labels(tally.label), tally.first_token_ms)
+        tally.outcomes.clear()
+
+
+def _observe(histogram: Histogram, values_ms: list[float]) -> None:
+    if not values_ms:
+        return
+    # The client has no way to add many at once; its parts do. A test holds them to what `observe` would have counted.
+    bounds: list[float] = histogram._upper_bounds
+    buckets = histogram._buckets
+    counts = [0] * len(bounds)
+    for value in values_ms:
+        counts[bisect_left(bounds, value / 1000)] += 1
+    for bucket, count in zip(buckets, counts, strict=True):
+        if count:
+            bucket.inc(count)
+    histogram._sum.inc(sum(values_ms) / 1000)
+    values_ms.clear()

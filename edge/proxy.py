@@ -421,15 +421,34 @@ def _answer_headers(call: Call, answer: UpstreamAnswer) -> tuple[list[Header], b
     kept: list[Header] = []
     coding = b""
     for header in answer.headers:
-        name = header[0].lower()
-        if name in _NOT_PASSED_BACK or name.startswith((b"helicone-", b"heliograph-")):
+        known = _answer_names.get(header[0])
+        name = known if known is not None else _answer_name(header[0])
+        if not name:
             continue
-        if name == b"content-type":
+        if name is _CONTENT_TYPE:
             call.answer_type = header[1].split(b";", 1)[0].strip().lower().decode("latin-1")
-        elif name == b"content-encoding":
+        elif name is _CONTENT_ENCODING:
             coding = header[1].strip().lower()
         kept.append((name, header[1]))
     return kept, coding
+
+
+_CONTENT_TYPE = b"content-type"
+_CONTENT_ENCODING = b"content-encoding"
+_answer_names: dict[bytes, bytes] = {}
+"""Header names met in answers, in lower case; empty: not passed back."""
+_NAMES_MAX = 2000
+
+
+def _answer_name(sent: bytes) -> bytes:
+    name = sent.lower()
+    if name in _NOT_PASSED_BACK or name.startswith((b"helicone-", b"heliograph-")):
+        name = b""
+    for special in (_CONTENT_TYPE, _CONTENT_ENCODING):
+        name = special if name == special else name
+    if len(_answer_names) < _NAMES_MAX:
+        _answer_names[sent] = name
+    return name
 
 
 def _host_header(origin: Origin) -> bytes:
