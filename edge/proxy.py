@@ -376,8 +376,11 @@ class _Client:
 
     def finished(self) -> None:
         self._stopped = True
-        if self._future is not None and not self._future.done():
-            self._future.cancel()
+        waiting, self._future, self._task = self._future, None, None
+        if waiting is not None and not waiting.done():
+            # Granian's future is not the garbage collector's to look into: a circle through it would stay for ever.
+            waiting.remove_done_callback(self._received)
+            waiting.cancel()
 
     def sent_too_slowly(self) -> None:
         self._end("body")

@@ -82,6 +82,6 @@ class Sender:
     def _disconnect(self) -> None:
         """Whatever state the connection is in, the next batch begins with a new one."""
         if self._connection is not None:
-            with suppress(Exception):
-                self._connection.collapse()
+            with suppress(RedisError, KombuError, OSError):
+                self._connection.release()
         self._connection = self._producer = None

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +47,31 @@ def usage_in(raw: dict[str, Any], *names: str) -> int:
     return next(raw["usage"][name] for name in names if name in raw["usage"])
 
 
-@pytest.fixture
-def sync_openai(house: House) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{house.edge}/v1", api_key=_KEY, max_retries=0, default_headers={"Helicone-User-Id": "sdk"})
+_USER = {"Helicone-User-Id": "sdk"}
 
 
 @pytest.fixture
-def async_openai(house: House) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{house.edge}/v1", api_key=_KEY, max_retries=0)
+def sync_openai(house: House) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{house.edge}/v1", api_key=_KEY, max_retries=0, default_headers=_USER) as client:
+        yield client
 
 
 @pytest.fixture
-def sync_anthropic(house: House) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=house.edge, api_key=_KEY, max_retries=0, default_headers={"Helicone-User-Id": "sdk"})
+async def async_openai(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{house.edge}/v1", api_key=_KEY, max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture
-def async_anthropic(house: House) -> anthropic.AsyncAnthropic:
-    return anthropic.AsyncAnthropic(base_url=house.edge, api_key=_KEY, max_retries=0)
+def sync_anthropic(house: House) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=house.edge, api_key=_KEY, max_retries=0, default_headers=_USER) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_anthropic(house: House) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(base_url=house.edge, api_key=_KEY, max_retries=0) as client:
+        yield client
 
 
 async def test_openai_chat(house: House, replay: Replay, sync_openai: openai.OpenAI, async_openai: openai.AsyncOpenAI) -> None:

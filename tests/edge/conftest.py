@@ -29,13 +29,16 @@ class Provider:
         self.script: Script = self.echo
         self.requests: list[bytes] = []
         self.closed = asyncio.Event()
+        self.writers: set[asyncio.StreamWriter] = set()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
         try:
             await self.script(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
+            self.writers.discard(writer)
             self.closed.set()
             writer.close()
 
@@ -136,6 +139,9 @@ async def provider(provider_port: int) -> AsyncIterator[Provider]:
     server = await asyncio.start_server(fake.connected, "127.0.0.1", provider_port, limit=64 * 1024 * 1024)
     yield fake
     server.close()
+    for writer in fake.writers:
+        writer.transport.abort()
+    await asyncio.sleep(0)  # the connections' tasks see it and end
 
 
 @pytest.fixture(scope="session")

@@ -124,6 +124,7 @@ async def test_body_is_sent_without_waiting_for_100_continue(make_upstream: Make
         pytest.param(b"HTTP/1.1 OK\r\n\r\n", id="no status"),
         pytest.param(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", id="an upgrade"),
         pytest.param(b"HTTP/1.1 101 Switching\r\n\r\n", id="101 without an upgrade"),
+        pytest.param(b"HTTP/1.1 099 Odd\r\nContent-Length: 0\r\n\r\n", id="a status below 100"),
         pytest.param(b"HTTP/1.1 200 OK\r\nBad Name: x\r\nContent-Length: 0\r\n\r\n", id="a blank in a header's name"),
         pytest.param(b"HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 0\r\n\r\n", id="NUL in a header"),
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", id="two lengths"),

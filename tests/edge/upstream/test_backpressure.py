@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from edge.upstream.protocol import UpstreamCut
-from tests.edge.upstream.calls import body_of, fetch, get, origin_of, settle
+from tests.edge.upstream.calls import body_of, fetch, get, origin_of, settle, until
 from tests.edge.upstream.conftest import MakePool, MakeUpstream
 from tests.edge.upstream.wire_server import Peer, WireServer
 
@@ -71,6 +71,22 @@ async def test_body_that_ends_beyond_the_bound_leaves_the_connection_reading(mak
         pool = make_pool(buffer_bytes=16 * KIB)
         answers = [await pool.send(get(origin_of(server))) for _ in range(3)]
         assert [len(await body_of(answer)) for answer in answers] == [len(body)] * 3
+
+
+async def test_pause_ends_with_its_answer(make_pool: MakePool) -> None:
+    # TLS may hand over what it had decrypted already after the pause, the end of the answer included.
+    async def script(peer: Peer) -> None:
+        await peer.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 20001\r\n\r\n" + b"x" * 20000)
+        await peer.answer()
+
+    async with WireServer(script) as server:
+        pool = make_pool(buffer_bytes=16 * KIB)
+        answer = await pool.send(get(origin_of(server)))
+        (connection,) = pool._connections
+        await until(lambda: connection.paused)
+        connection.data_received(b"y")
+        assert len(await body_of(answer)) == 20001
+        assert await fetch(pool, get(origin_of(server))) == b"ok"
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from ipaddress import ip_network
 
 import pytest
@@ -127,6 +127,19 @@ async def test_first_byte_times_out(make_upstream: MakeUpstream) -> None:
         assert (caught.value.code, caught.value.status) == ("upstream_timeout", 504)
 
 
+async def test_first_byte_is_waited_for_from_the_end_of_a_streamed_body(make_upstream: MakeUpstream) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"a"
+        await asyncio.sleep(0.15)
+        yield b"b"
+
+    async with WireServer(silent) as server:
+        with pytest.raises(UpstreamTimeout) as caught:
+            await fetch(make_upstream(first_byte_timeout_s=0.1), upload(origin_of(server), slow()))
+        assert caught.value.phase == "first_byte"
+        assert server.peers[0].requests[0].endswith(b"1\r\nb\r\n0\r\n\r\n")
+
+
 async def test_call_may_shorten_its_own_first_byte(make_upstream: MakeUpstream) -> None:
     async with WireServer(silent) as server:
         with pytest.raises(UpstreamTimeout) as caught:
@@ -159,15 +172,23 @@ async def test_stream_that_keeps_talking_is_not_silent(make_upstream: MakeUpstre
 async def test_slow_reader_is_not_the_providers_silence(make_upstream: MakeUpstream) -> None:
     async def script(peer: Peer) -> None:
         await peer.answer(STREAM)
-        await read.wait()
+        await waiting.wait()
+        await peer.send(b"4\r\nmore\r\n")
+        await rested.wait()
         await peer.send(b"3\r\nend\r\n0\r\n\r\n")
 
-    read = asyncio.Event()
+    waiting, rested = asyncio.Event(), asyncio.Event()
     async with WireServer(script) as server:
-        answer = await make_upstream(idle_timeout_s=0.05).send(get(origin_of(server)))
-        await asyncio.sleep(0.15)
-        read.set()
-        assert await body_of(answer) == b"begunend"
+        answer = await make_upstream(idle_timeout_s=0.1).send(get(origin_of(server)))
+        await asyncio.sleep(0.2)  # with something to read
+        assert await answer.read() == b"begun"
+        reader = asyncio.create_task(answer.read())
+        await settle(3)
+        waiting.set()
+        assert await reader == b"more"
+        await asyncio.sleep(0.2)  # with nothing to read, but nobody asks
+        rested.set()
+        assert await body_of(answer) == b"end"
 
 
 async def test_silence_while_sending_times_out(make_upstream: MakeUpstream) -> None:

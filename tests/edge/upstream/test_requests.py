@@ -185,6 +185,23 @@ async def test_early_refusal_is_answered_at_once_and_the_body_is_closed(make_ups
         assert upstream.open == 0, "half a request has been written: the connection must not be used again"  # type: ignore[union-attr]
 
 
+@pytest.mark.pool_only("httpcore writes the whole body before it looks at the answer")
+async def test_refused_body_is_closed_before_the_refusal_has_ended(make_upstream: MakeUpstream) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nb")
+        await release.wait()
+        await peer.send(b"ig")
+
+    release = asyncio.Event()
+    async with WireServer(script) as server:
+        body = Endless()
+        answer = await make_upstream().send(upload(origin_of(server), body))
+        await until(lambda: body.closed)
+        release.set()
+        assert await body_of(answer) == b"big"
+
+
 async def test_early_success_lets_the_body_go_on(make_pool: MakePool) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
@@ -224,6 +241,17 @@ async def test_answer_that_ends_before_the_request_frees_its_source(make_pool: M
         assert await fetch(pool, upload(origin_of(server), body)) == b"ok"
         await until(lambda: body.closed)
         assert pool.open == 0
+
+
+async def test_provider_that_says_no_more_while_we_send_is_broken_at_once(make_pool: MakePool) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        peer.say_no_more()
+        await asyncio.Event().wait()  # and never reads what is under way to it
+
+    async with WireServer(script) as server:
+        with pytest.raises(UpstreamBroken):
+            await fetch(make_pool(), upload(origin_of(server), Endless()))
 
 
 async def test_connection_lost_while_sending_is_broken(make_upstream: MakeUpstream) -> None:

@@ -64,6 +64,10 @@ class Peer:
     def close(self) -> None:
         self._writer.close()
 
+    def say_no_more(self) -> None:
+        """Close our half only."""
+        self._writer.write_eof()
+
     def reset(self) -> None:
         sock = self._writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
