@@ -106,7 +106,7 @@ async def _run(base: str, port: int, seconds: float, rate: float, key: str, seed
                     progress.update(task, completed=gone, sent=counts.total())
                     await asyncio.sleep(min(chance.expovariate(rate), 2))
     finally:
-        provider.stop()
+        provider.stop()  # type: ignore[no-untyped-call]
         await asyncio.gather(serving, return_exceptions=True)
     return counts
 

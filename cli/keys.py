@@ -53,7 +53,7 @@ def list_keys(project: str = typer.Option("", "--project", help="Only this proje
 
     async def fill(keys: "Keys") -> None:
         now_ms = int(time.time() * 1000)
-        for key in await keys.list(project or None):
+        for key in await keys.list_keys(project or None):
             state = key.state(now_ms)
             style = {"active": "green", "expired": "yellow"}.get(state, "red")
             table.add_row(

@@ -18,7 +18,7 @@ def serve(settings: MetricsSettings) -> None:
     """Serve until SIGTERM or SIGINT."""
     registry = CollectorRegistry()
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-    MultiProcessCollector(registry, str(folder))
+    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
     server, thread = start_http_server(settings.port, addr=settings.host, registry=registry)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -34,4 +34,4 @@ def forget_the_dead(folder: Path) -> None:
     pids = {int(part) for path in folder.glob("gauge_live*.db") if (part := path.stem.rpartition("_")[2]).isdigit()}
     for pid in pids:
         if not psutil.pid_exists(pid):
-            mark_process_dead(pid, str(folder))
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

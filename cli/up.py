@@ -40,10 +40,14 @@ def up() -> None:
             servers = embedded()
             shared = shared_settings()
             with settings_errors():
-                settings = (load(EdgeSettings), load(ControlSettings), load(MetricsSettings))
-            for name, port in zip(("EDGE_PORT", "CONTROL_PORT", "METRICS_PORT"), settings, strict=True):
-                ports.require_free(port.port, purpose=name)
-            _run(shared, *settings, servers, stop, started)
+                edge, control, metrics = load(EdgeSettings), load(ControlSettings), load(MetricsSettings)
+            for name, port in (
+                ("EDGE_PORT", edge.port),
+                ("CONTROL_PORT", control.port),
+                ("METRICS_PORT", metrics.port),
+            ):
+                ports.require_free(port, purpose=name)
+            _run(shared, edge, control, metrics, servers, stop, started)
     except LocalError as error:
         errors.print(f"[bold red]heliograph up[/] cannot start: {escape(str(error))}")
         raise typer.Exit(1) from None

@@ -34,8 +34,6 @@ def encode(request: UpstreamRequest) -> Encoded:
         raise RequestMalformed("the method or the target is empty or holds a blank")
     length = content_length(headers)
     if not isinstance(body, bytes):
-        if length == 0:
-            raise RequestMalformed("a streamed body needs content-length or transfer-encoding")
         return (head, body, length)
     if length is not None and length != len(body):
         raise RequestMalformed(f"content-length does not match the body's {len(body)} bytes")

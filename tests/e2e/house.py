@@ -71,9 +71,7 @@ class Replay:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                headers = dict(
-                    line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line
-                )
+                headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
                 body = await self._body(reader, headers)
                 self.requests.append(head + body)
                 answer = self.answers.get(headers.get(b"x-exchange", b"").decode()) or self.next
@@ -165,7 +163,12 @@ class House:
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """A `heliograph` command beside the running house."""
         return subprocess.run(
-            [sys.executable, "-m", "cli", *words], env=self.environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", "cli", *words],
+            env=self.environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
 
     def stop(self) -> float:
@@ -213,5 +216,3 @@ def up(folder: Path, provider_port: int, *, providers: list[str], **settings: st
     finally:
         if process.poll() is None:
             house.stop()
-
-

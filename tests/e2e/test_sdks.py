@@ -16,7 +16,9 @@ from tests.e2e.house import Answer, House, Replay
 
 _OPEN = Path(__file__).parents[3] / "shared" / "exchanges" / "open.jsonl.gz"
 _KEY = "sk-planted-provider-key-e2e"
-_TOOLS: Any = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}]
+_TOOLS: Any = [
+    {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
+]
 _TURNS: Any = [{"role": "user", "content": "hi"}]
 
 
@@ -33,17 +35,21 @@ def recorded(fits: Callable[[dict[str, Any]], bool]) -> tuple[dict[str, Any], An
     raise LookupError
 
 
-def of(api: str, *, stream: bool = False, status: int = 200, text: str = "", provider: str = "") -> tuple[dict[str, Any], Answer]:
+def of(
+    api: str, *, stream: bool = False, status: int = 200, text: str = "", provider: str = ""
+) -> tuple[dict[str, Any], Answer]:
     return recorded(
-        lambda raw: raw["api"] == api
-        and bool(raw["stream"]) == stream
-        and raw["status"] == status
-        and (not provider or raw["provider"] == provider)
-        and text in (raw["response_body"] or "")
+        lambda raw: (
+            raw["api"] == api
+            and bool(raw["stream"]) == stream
+            and raw["status"] == status
+            and (not provider or raw["provider"] == provider)
+            and text in (raw["response_body"] or "")
+        )
     )
 
 
-def usage_in(raw: dict[str, Any], *names: str) -> int:
+def usage_in(raw: dict[str, Any], *names: str) -> Any:
     return next(raw["usage"][name] for name in names if name in raw["usage"])
 
 
@@ -74,7 +80,9 @@ async def async_anthropic(house: House) -> AsyncIterator[anthropic.AsyncAnthropi
         yield client
 
 
-async def test_openai_chat(house: House, replay: Replay, sync_openai: openai.OpenAI, async_openai: openai.AsyncOpenAI) -> None:
+async def test_openai_chat(
+    house: House, replay: Replay, sync_openai: openai.OpenAI, async_openai: openai.AsyncOpenAI
+) -> None:
     raw, replay.next = of("openai.chat", provider="openai")
     create = sync_openai.chat.completions.with_raw_response.create
     answer = await asyncio.to_thread(create, model="gpt-4o", messages=_TURNS)
@@ -91,10 +99,12 @@ async def test_openai_chat(house: House, replay: Replay, sync_openai: openai.Ope
 async def test_openai_chat_stream(
     house: House, replay: Replay, sync_openai: openai.OpenAI, async_openai: openai.AsyncOpenAI
 ) -> None:
-    raw, replay.next = of("openai.chat", stream=True, provider="openai")
+    _, replay.next = of("openai.chat", stream=True, provider="openai")
 
     def read() -> tuple[str, int]:
-        with sync_openai.chat.completions.with_streaming_response.create(model="gpt-4o", messages=_TURNS, stream=True) as answer:
+        with sync_openai.chat.completions.with_streaming_response.create(
+            model="gpt-4o", messages=_TURNS, stream=True
+        ) as answer:
             return answer.headers["helicone-id"], sum(1 for _ in answer.parse())
 
     id_, chunks = await asyncio.to_thread(read)
@@ -108,7 +118,7 @@ async def test_openai_chat_stream(
 
 
 async def test_openai_tools(house: House, replay: Replay, async_openai: openai.AsyncOpenAI) -> None:
-    raw, replay.next = of("openai.chat", provider="openai", text='"tool_calls"')
+    _, replay.next = of("openai.chat", provider="openai", text='"tool_calls"')
     answer = await async_openai.chat.completions.create(model="gpt-4o", messages=_TURNS, tools=_TOOLS)
     assert answer.choices[0].message.tool_calls
 
@@ -133,7 +143,17 @@ async def test_openai_embeddings(house: House, replay: Replay, async_openai: ope
 
 
 async def test_openai_files(house: House, replay: Replay, async_openai: openai.AsyncOpenAI) -> None:
-    file = b'{"id": "file-1", "object": "file", "bytes": 9, "created_at": 1, "filename": "a.txt", "purpose": "batch", "status": "processed"}'
+    file = json.dumps(
+        {
+            "id": "file-1",
+            "object": "file",
+            "bytes": 9,
+            "created_at": 1,
+            "filename": "a.txt",
+            "purpose": "batch",
+            "status": "processed",
+        }
+    ).encode()
     replay.next = Answer(200, {"content-type": "application/json"}, file, stream=False)
     made = await async_openai.files.create(file=("a.txt", b"nine byte"), purpose="batch")
     assert made.id == "file-1"
@@ -148,25 +168,39 @@ async def test_openai_files(house: House, replay: Replay, async_openai: openai.A
      (422, "UnprocessableEntityError"), (429, "RateLimitError"), (500, "InternalServerError")],
 )  # fmt: skip
 async def test_a_providers_error_is_the_sdks_own_class(
-    house: House, replay: Replay, async_openai: openai.AsyncOpenAI, async_anthropic: anthropic.AsyncAnthropic, status: int, kind: str
+    house: House,
+    replay: Replay,
+    async_openai: openai.AsyncOpenAI,
+    async_anthropic: anthropic.AsyncAnthropic,
+    status: int,
+    kind: str,
 ) -> None:
     body = b'{"error": {"message": "no", "type": "t", "code": "c"}}'
     replay.next = Answer(status, {"content-type": "application/json"}, body, stream=False)
     with pytest.raises(getattr(openai, kind)) as error:
         await async_openai.chat.completions.create(model="gpt-4o", messages=_TURNS)
     assert error.value.code == "c"
-    replay.next = Answer(status, {"content-type": "application/json"}, b'{"type": "error", "error": {"type": "t", "message": "no"}}', stream=False)
+    replay.next = Answer(
+        status,
+        {"content-type": "application/json"},
+        b'{"type": "error", "error": {"type": "t", "message": "no"}}',
+        stream=False,
+    )
     with pytest.raises(getattr(anthropic, kind)):
         await async_anthropic.messages.create(model="claude-haiku-4-5", max_tokens=10, messages=_TURNS)
 
 
 async def test_our_own_refusal_is_the_sdks_own_class_too(house: House, replay: Replay) -> None:
     bad = {"Helicone-Cache-Enabled": "perhaps"}
-    async with openai.AsyncOpenAI(base_url=f"{house.edge}/v1", api_key=_KEY, max_retries=0, default_headers=bad) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{house.edge}/v1", api_key=_KEY, max_retries=0, default_headers=bad
+    ) as client:
         with pytest.raises(openai.BadRequestError, match="Helicone-Cache-Enabled") as error:
             await client.chat.completions.create(model="gpt-4o", messages=_TURNS)
         assert error.value.code == "bad_header"
-    async with anthropic.AsyncAnthropic(base_url=house.edge, api_key=_KEY, max_retries=0, default_headers=bad) as client_a:
+    async with anthropic.AsyncAnthropic(
+        base_url=house.edge, api_key=_KEY, max_retries=0, default_headers=bad
+    ) as client_a:
         with pytest.raises(anthropic.BadRequestError, match="Helicone-Cache-Enabled"):
             await client_a.messages.create(model="claude-haiku-4-5", max_tokens=10, messages=_TURNS)
 
@@ -202,12 +236,19 @@ async def test_anthropic_stream(
         assert (await stream.get_final_message()).usage.output_tokens == raw["usage"]["output_tokens"]
 
 
-async def test_anthropic_tools_and_files(house: House, replay: Replay, async_anthropic: anthropic.AsyncAnthropic) -> None:
-    raw, replay.next = of("anthropic.messages", provider="anthropic", text='"tool_use"')
+async def test_anthropic_tools_and_files(
+    house: House, replay: Replay, async_anthropic: anthropic.AsyncAnthropic
+) -> None:
+    _, replay.next = of("anthropic.messages", provider="anthropic", text='"tool_use"')
     tools: Any = [{"name": "get_weather", "input_schema": {"type": "object", "properties": {}}}]
-    answer = await async_anthropic.messages.create(model="claude-haiku-4-5", max_tokens=10, messages=_TURNS, tools=tools)
+    answer = await async_anthropic.messages.create(
+        model="claude-haiku-4-5", max_tokens=10, messages=_TURNS, tools=tools
+    )
     assert any(block.type == "tool_use" for block in answer.content)
-    file = b'{"id": "file_1", "type": "file", "filename": "a.txt", "mime_type": "text/plain", "size_bytes": 9, "created_at": "2026-01-01T00:00:00Z"}'
+    file = json.dumps(
+        {"id": "file_1", "type": "file", "filename": "a.txt", "mime_type": "text/plain", "size_bytes": 9,
+         "created_at": "2026-01-01T00:00:00Z"}
+    ).encode()  # fmt: skip
     replay.next = Answer(200, {"content-type": "application/json"}, file, stream=False)
     made = await async_anthropic.beta.files.upload(file=("a.txt", b"nine byte", "text/plain"))
     assert made.id == "file_1"

@@ -1,4 +1,4 @@
-"""The edge as it runs, in a process of its own: Granian, a real Valkey, a spool; and a provider whose every byte is scripted."""
+"""The edge as it runs, in a process of its own: Granian, a real Valkey, a spool; and a provider scripted byte by byte."""
 
 import asyncio
 import os
@@ -150,7 +150,9 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def start_edge(folder: Path, provider_port: int, redis_url: str, **settings: str) -> tuple[Edge, "subprocess.Popen[bytes]"]:
+def start_edge(
+    folder: Path, provider_port: int, redis_url: str, **settings: str
+) -> tuple[Edge, "subprocess.Popen[bytes]"]:
     port = pick_free()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("EDGE_", "HELIOGRAPH_"))},

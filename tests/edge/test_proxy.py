@@ -28,7 +28,16 @@ async def post(edge: Edge, path: str = "/v1/chat/completions", **options: object
 
 async def test_request_and_answer_pass_byte_for_byte(edge: Edge, provider: Provider) -> None:
     body = '{"model":"gpt-4o-mini",   "odd":"  spaces \\u00e9 é", "n":1.0}'.encode()
-    provider.answers(http(ANSWER + b"  \n", b"application/json; charset=utf-8", b"200 OK", b"X-Request-Id: req_1", b"X-Twice: a", b"X-Twice: b"))
+    provider.answers(
+        http(
+            ANSWER + b"  \n",
+            b"application/json; charset=utf-8",
+            b"200 OK",
+            b"X-Request-Id: req_1",
+            b"X-Twice: a",
+            b"X-Twice: b",
+        )
+    )
     answer = await post(
         edge, "/v1/chat/completions?api-version=2&x=%20y", content=body, json=None,
         headers={"Content-Type": "application/json", "Authorization": "Bearer sk-provider-123", "X-Own": "1"},
@@ -84,7 +93,16 @@ async def test_the_user_of_the_body_counts_when_no_header_names_one(edge: Edge, 
 
 
 async def test_a_stream_passes_chunk_by_chunk(edge: Edge, provider: Provider) -> None:
-    provider.answers(SSE_HEAD, 0.05, chunk(b"data: one\n\n"), 0.2, chunk(b"data: two\n\n"), 0.2, chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n")
+    provider.answers(
+        SSE_HEAD,
+        0.05,
+        chunk(b"data: one\n\n"),
+        0.2,
+        chunk(b"data: two\n\n"),
+        0.2,
+        chunk(b"data: [DONE]\n\n"),
+        b"0\r\n\r\n",
+    )
     arrived: list[tuple[float, bytes]] = []
     async with httpx.AsyncClient() as client:
         started = time.monotonic()
@@ -106,7 +124,10 @@ async def test_a_stream_passes_chunk_by_chunk(edge: Edge, provider: Provider) ->
 async def test_a_compressed_answer_passes_as_it_is_and_is_recorded_readable(edge: Edge, provider: Provider) -> None:
     packed = gzip.compress(ANSWER)
     provider.answers(http(packed, b"application/json", b"200 OK", b"Content-Encoding: gzip"))
-    async with httpx.AsyncClient() as client, client.stream("POST", edge.url + "/v1/chat/completions", json=CHAT) as answer:
+    async with (
+        httpx.AsyncClient() as client,
+        client.stream("POST", edge.url + "/v1/chat/completions", json=CHAT) as answer,
+    ):
         raw = b"".join([piece async for piece in answer.aiter_raw()])
     assert raw == packed
     event = edge.event()
@@ -221,10 +242,15 @@ async def test_a_websocket_is_refused_in_words(edge: Edge, provider: Provider) -
 
 @pytest.mark.parametrize(
     "head",
-    [b"Content-Length: 5\r\nContent-Length: 6", b"Transfer-Encoding: xchunked", b"Content-Length: 5, 6", b"Content-Length: -1"],
+    [
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Transfer-Encoding: xchunked",
+        b"Content-Length: 5, 6",
+        b"Content-Length: -1",
+    ],
 )
 def test_a_request_with_two_meanings_is_refused(edge: Edge, head: bytes) -> None:
-    answer = edge.raw(b"POST /v1/x HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n{\"a\":1}")
+    answer = edge.raw(b"POST /v1/x HTTP/1.1\r\nHost: x\r\n" + head + b'\r\n\r\n{"a":1}')
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.endswith(b"<closed>")
 
@@ -248,7 +274,9 @@ async def test_a_request_framed_twice_is_framed_anew_and_its_connection_closed(e
 
 async def test_a_client_that_stalls_in_its_body_is_let_go(edge: Edge, provider: Provider) -> None:
     answer = await asyncio.to_thread(
-        edge.raw, b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{", timeout_s=4
+        edge.raw,
+        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{",
+        timeout_s=4,
     )
     assert answer.endswith(b"<closed>")
     event = edge.event()
@@ -315,7 +343,11 @@ async def test_a_stream_that_falls_silent_ends_with_an_error_event(edge: Edge, p
     provider.answers(SSE_HEAD, chunk(b"data: one\n\n"), 3.0)
     answer = await post(edge, "/v1/messages", json={**CHAT, "stream": True})
     told = json.loads(answer.content.split(b"event: error\ndata: ", 1)[1])
-    assert (told["type"], told["error"]["type"], told["error"]["code"]) == ("error", "timeout_error", "upstream_timeout")
+    assert (told["type"], told["error"]["type"], told["error"]["code"]) == (
+        "error",
+        "timeout_error",
+        "upstream_timeout",
+    )
     assert edge.event().outcome == "timeout"
 
 

@@ -33,6 +33,13 @@ async def test_streamed_body_of_known_length(make_upstream: MakeUpstream) -> Non
         assert server.peers[0].requests[0].endswith(b"content-length: 4\r\n\r\nabcd")
 
 
+async def test_streamed_body_may_be_empty(make_upstream: MakeUpstream) -> None:
+    async with WireServer(answering()) as server:
+        upstream = make_upstream()
+        for request in (upload(origin_of(server), pieces(), 0), get(origin_of(server), body=pieces(b""))):
+            assert await fetch(upstream, request) == b"ok"
+
+
 async def test_streamed_body_of_unknown_length_is_chunked(make_upstream: MakeUpstream) -> None:
     async with WireServer(answering()) as server:
         assert await fetch(make_upstream(), upload(origin_of(server), pieces(b"ab", b"", b"c" * 17))) == b"ok"
