@@ -26,7 +26,7 @@ from control.database import Database, database_url
 from control.errors import BadRequest, ControlError, Forbidden, StoreDown
 from control.filters import NAMES, OUTCOMES, Filters, read_filters, read_uuid
 from control.health import Health
-from control.keys import KeyInfo, Keys, connect_redis, parse_expiry
+from control.keys import KeyInfo, Keys, connect_redis, parse_expiry, stopped_within
 from control.measures import GROUPS, RANKS, Asked, Rank, measure, read_bucket, read_groups
 from control.pipeline import LogView, PartitionView, Pipeline
 from control.requests import SORT_FIELDS, Order, SortField, list_requests, one_request, read_cursor
@@ -133,28 +133,34 @@ async def open_services(
     )
     with suppress(ControlError):
         await database.migrate()
-    keeper = asyncio.create_task(_keep_keys(database, keys, bounds))
+    stop = asyncio.Event()
+    keeper = asyncio.create_task(_keep_keys(database, keys, bounds, stop))
     try:
         yield Services(settings, bounds, shared.retention.requests_days, 1024, keys, store, pipeline, health)
     finally:
-        keeper.cancel()
-        with suppress(asyncio.CancelledError):
-            await keeper
+        stop.set()
+        # Its turn ends within the timeouts of the database and of Redis.
+        _, late = await asyncio.wait({keeper}, timeout=2 * (bounds.database_timeout_s + bounds.redis_timeout_s))
+        if late:
+            keeper.cancel()
+        elif (failure := keeper.exception()) is not None:
+            log.error("publishing keys had ended", exc_info=failure)
         await asyncio.to_thread(store.close)
         if redis is not None:
             await redis.aclose()
         await database.close()
 
 
-async def _keep_keys(database: Database, keys: Keys, bounds: ControlBounds) -> None:
+async def _keep_keys(database: Database, keys: Keys, bounds: ControlBounds, stop: asyncio.Event) -> None:
     while True:
         try:
             await database.migrate()
             break
         except ControlError as error:
             log.error("the database is not ready: %s", error)
-            await asyncio.sleep(bounds.reconcile_s)
-    await keys.keep_published(every_s=bounds.reconcile_s)
+            if await stopped_within(stop, bounds.reconcile_s):
+                return
+    await keys.keep_published(every_s=bounds.reconcile_s, stop=stop)
 
 
 async def _on_log_error(request: Request, error: Exception) -> Response:

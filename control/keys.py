@@ -268,18 +268,30 @@ class Keys:
                 await _grow_version(connection, stored + 1)
         return await self.publish()
 
-    async def keep_published(self, *, every_s: float) -> None:
-        """Publish at once, then compare every few seconds, until cancelled."""
+    async def keep_published(self, *, every_s: float, stop: asyncio.Event) -> None:
+        """Publish at once, then compare every few seconds, until told to stop.
+
+        Told, not cancelled: a cancellation that arrives inside a database call may be lost there, and the loop goes on.
+        """
         with suppress(ControlError):
             await self.publish()
-        while True:
-            await asyncio.sleep(every_s)
+        while not await stopped_within(stop, every_s):
             try:
                 await self.reconcile()
             except (ControlError, RedisError, OSError, TimeoutError) as error:
                 part = "database" if isinstance(error, ControlError) else "redis"
                 metrics.snapshot_failures.labels(part).inc()
                 log.debug("keys were not compared: %s", error)
+
+
+async def stopped_within(stop: asyncio.Event, seconds: float) -> bool:
+    """Wait, but no longer than it takes to be told to stop."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 @asynccontextmanager

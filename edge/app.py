@@ -16,7 +16,7 @@ from edge import metrics
 from edge.deadlines import Deadlines
 from edge.policies.auth import Auth
 from edge.policies.snapshots import KeySnapshots
-from edge.proxy import Proxy, Receive, Send
+from edge.proxy import ConnectionCut, Proxy, Receive, Send
 from edge.recorder import Recorder
 from edge.upstream.pool import Pool
 from edge.upstream.protocol import Upstream
@@ -120,8 +120,16 @@ def _upstream(settings: EdgeSettings) -> Upstream:
     return Pool(settings.upstream, allowed_networks=settings.allowed_networks)
 
 
+def _is_news(line: logging.LogRecord) -> bool:
+    cut = line.exc_info is not None and line.exc_info[0] is ConnectionCut
+    return not (cut or ConnectionCut.__name__ in line.getMessage())
+
+
 def create() -> Edge:
     """What Granian's worker process loads. Settings come from the environment."""
     shared = load(SharedSettings)
     logs.set_up("edge", level=shared.log_level, form=shared.log_format)
+    # The server logs a traceback for what leaves an application; a cut connection's event has already said why.
+    for name in ("_granian", "granian"):
+        logging.getLogger(name).addFilter(_is_news)
     return Edge(load(EdgeSettings), shared)

@@ -47,7 +47,13 @@ _NOT_PASSED_BACK = {
     b"upgrade",
 }
 _QUERY_CREDENTIALS = ("key", "api_key", "apikey", "api-key", "access_token", "token", "subscription-key")
+_DRAIN_BYTES = 64 * 1024 * 1024
+_DRAIN_S = 2.0
 _NOWHERE = Target("unknown", "openai", Origin("https", "invalid", 443), "/")
+
+
+class ConnectionCut(Exception):
+    """Raised out of the application, which is how a server is told to close a connection at once."""
 
 
 class ClientGone(Exception):
@@ -83,11 +89,9 @@ class Proxy:
                 log.exception("a call failed inside the edge", extra={"id": call.id})
                 await self._fail(call, client, errors.Internal(f"The gateway failed; its log says why (id {call.id})."))
         except (asyncio.CancelledError, ClientGone) as reason:
-            late = client.timed_out
-            call.outcome = "timeout" if late else "cancelled"
-            call.error_code = f"client_{late}_timeout" if late else "client_gone"
-            if isinstance(reason, asyncio.CancelledError) and not (client.gone or late):
+            if isinstance(reason, asyncio.CancelledError) and not client.ended_it():
                 raise  # the server is stopping, not the client
+            await self._end(call, client)
         finally:
             self.in_flight -= 1
             client.finished()
@@ -97,7 +101,7 @@ class Proxy:
             elif call.error_code is not None:
                 metrics.refused.labels(call.error_code).inc()
         if client.cut:
-            raise ConnectionAbortedError("the provider's answer broke off; the connection is cut to say so")
+            raise ConnectionCut
 
     async def _serve(self, call: Call, client: "_Client", scope: MutableMapping[str, Any]) -> None:
         settings = self._settings
@@ -245,6 +249,17 @@ class Proxy:
                 await client.send({"type": "http.response.body", "body": piece, "more_body": True})
         await client.send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _end(self, call: Call, client: "_Client") -> None:
+        """A client that left, or was too slow, has ended its call."""
+        if client.timed_out == "body":
+            seconds = self._settings.bounds.body_timeout_s
+            await self._fail(call, client, errors.BodyTimeout(f"The request's body stalled for {seconds:g} s."))
+            call.outcome = "timeout"
+        elif client.timed_out == "read":
+            call.outcome, call.error_code, client.cut = "timeout", "client_read_timeout", True
+        else:
+            call.outcome, call.error_code = "cancelled", "client_gone"
+
     async def _fail(self, call: Call, client: "_Client", error: errors.EdgeError) -> None:
         """Say what went wrong in the caller's shape: as an answer while there is none, else as the stream's last event."""
         call.error_code, call.error_message = error.code, error.message
@@ -259,17 +274,18 @@ class Proxy:
             body = errors.error_body(error, shape, call.id)
             headers: list[Header] = [
                 (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
                 (b"helicone-id", call.id.encode()),
                 (b"helicone-status", b"failed"),
                 (b"helicone-error", b"true"),
             ]
             if error.status == 503:
                 headers.append((b"retry-after", b"1"))
-            if not client.read_whole:
-                headers.append((b"connection", b"close"))
+            client.cut = not await client.drained()
+            # With a body half read the server does not always close when asked to, but it does when an answer breaks
+            # off: so this one is left without its length and without its end.
+            headers.append((b"connection", b"close") if client.cut else (b"content-length", b"%d" % len(body)))
             await client.send({"type": "http.response.start", "status": error.status, "headers": headers})
-            await client.send({"type": "http.response.body", "body": body, "more_body": False})
+            await client.send({"type": "http.response.body", "body": body, "more_body": client.cut})
         elif call.answer_type == "text/event-stream":
             event = errors.error_event(error, shape, call.id)
             await client.send({"type": "http.response.body", "body": event, "more_body": True})
@@ -362,6 +378,21 @@ class _Client:
         self.read_whole = True
         self.watch()
 
+    async def drained(self) -> bool:
+        """Take what the client still sends, so that it hears the refusal and not a reset. Bounded in bytes and time."""
+        left = 0 if self.timed_out else _DRAIN_BYTES
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while not self.read_whole and left > 0:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    left -= len(message.get("body", b""))
+                    self.read_whole = not message.get("more_body", False)
+        except TimeoutError:
+            return False
+        return self.read_whole
+
     async def skip_body(self) -> None:
         """Take the empty body of a call that announced none."""
         if (await self._receive())["type"] == "http.disconnect":
@@ -373,6 +404,14 @@ class _Client:
             return
         self._watching = self.read_whole = True
         self._arm()
+
+    def ended_it(self) -> bool:
+        """Whether the call was cancelled for this client's sake; then the cancelling is over."""
+        if not (self.gone or self.timed_out):
+            return False
+        if self._task is not None:
+            self._task.uncancel()
+        return True
 
     def finished(self) -> None:
         self._stopped = True

@@ -70,3 +70,11 @@ def payloads(data: bytes) -> Iterator[tuple[bytes, bool]]:
         payload = data[start : start + length]
         yield payload, crc32(payload) == checksum
         position = start + length
+
+
+def wanted_bytes(data: bytes) -> int:
+    """How many bytes the first record takes, by its header; of a damaged length, what there is."""
+    if len(data) < HEADER_BYTES:
+        return HEADER_BYTES
+    length, _ = _HEADER.unpack_from(data)
+    return HEADER_BYTES + length if length <= PAYLOAD_BYTES_MAX else len(data)

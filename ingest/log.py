@@ -30,6 +30,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Where the batches after it end: next offsets, growing. The first batch begins at `committed`."""
     paused: str | None = None
     """Why no more batches are cut."""
+    shipped: bool = False
+    """Of a spool whose log is Kafka: the shipper wrote this, and the one cut is the transaction at hand."""
 
     @property
     def planned(self) -> int:
@@ -53,14 +55,42 @@ class LogUnavailable(LogError):
     """Not readable just now; try again."""
 
 
+class PlanMoved(LogUnavailable):
+    """The partition was another planner's meanwhile: what was known of its plan is worth nothing, load it again."""
+
+
 class LogGap(LogError):
     """Records that were promised are no longer there. Nothing goes on silently: somebody must look."""
+
+
+class Pauses(Protocol):
+    """What lifting a pause needs. Not only for the planner that has the partition."""
+
+    async def partitions(self) -> Sequence[Partition]: ...
+
+    async def paused(self, partition: Partition) -> str | None:
+        """Why the partition is paused; None: it is not, or no more."""
+        ...
+
+    async def resume(self, partition: Partition) -> None:
+        """Let it be planned again. Its planner sees that at its next turn."""
+        ...
 
 
 class Log(Protocol):
     """The planner's side. One planner at a time has a partition: `partitions` names those that are this one's."""
 
-    async def partitions(self) -> Sequence[Partition]: ...
+    async def partitions(self) -> Sequence[Partition]:
+        """Called first in each turn: what the other methods say may be as of now.
+
+        Raises:
+            LogUnavailable.
+        """
+        ...
+
+    async def start(self, partition: Partition) -> int:
+        """The oldest offset still there."""
+        ...
 
     async def end(self, partition: Partition) -> int:
         """The next offset after the newest record that anyone may read."""
@@ -70,14 +100,25 @@ class Log(Protocol):
         """Where a batch that begins at `start` should end: at most `end`, after `start`, within the log's bounds."""
         ...
 
-    async def load_plan(self, partition: Partition) -> Plan: ...
+    async def load_plan(self, partition: Partition) -> Plan | None:
+        """The plan as last written, by whichever planner; None where none ever was.
+
+        From here on `save_plan` is the caller's, until the partition is given to another planner.
+        """
+        ...
 
     async def save_plan(self, partition: Partition, plan: Plan) -> None:
         """Durable when it returns. What lies before `plan.committed` may be freed.
 
         Raises:
-            LogUnavailable: nothing was written, nothing may be handed out.
+            PlanMoved: the partition has been another's since `load_plan`; nothing was written.
+            LogUnavailable: whether it was written is not known, nothing may be handed out. Saving the same again is
+                harmless.
         """
+        ...
+
+    async def paused(self, partition: Partition) -> str | None:
+        """Why the partition is paused, as `Pauses` has it."""
         ...
 
 

@@ -35,7 +35,8 @@ def migrations(*, replicated: bool) -> Iterator[Migration]:
         text = re.sub(r"\{\{engine (\w+)\}\}", r"Replicated\1" if replicated else r"\1", text)
         # The window must hold more inserts than can be repeated; an insert takes a place per partition it touches.
         window = "replicated_deduplication_window" if replicated else "non_replicated_deduplication_window"
-        text = text.replace("{{dedup}}", f"{window} = 10000")
+        seconds = f", {window}_seconds = 604800" if replicated else ""  # an hour, unless told
+        text = text.replace("{{dedup}}", f"{window} = 10000{seconds}")
         yield Migration(file.name.removesuffix(".sql"), [s.strip() for s in text.split(";") if s.strip()])
 
 

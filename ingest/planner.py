@@ -20,7 +20,7 @@ import msgspec
 
 from ingest import metrics
 from ingest.clickhouse import StoreError
-from ingest.log import Log, LogError, Plan
+from ingest.log import Log, LogError, LogGap, Pauses, Plan, PlanMoved
 from schemas.batch import Batch, Confirmation, Partition
 from schemas.settings import PlannerSettings
 
@@ -103,9 +103,16 @@ class Planner:
             LogError, StoreError: of the first partition that failed; the others had their turn.
         """
         first_error: Exception | None = None
-        for partition in await self._log.partitions():
+        ours = await self._log.partitions()
+        for partition in self._lanes.keys() - set(ours):
+            # What is handed out stays so. Whoever has it now hands it out again, which is harmless.
+            del self._lanes[partition]
+        for partition in ours:
             try:
                 await self._turn(partition)
+            except PlanMoved as error:
+                self._lanes.pop(partition, None)
+                first_error = first_error or error
             except (LogError, StoreError, OSError) as error:
                 first_error = first_error or error
         if first_error is not None:
@@ -114,18 +121,38 @@ class Planner:
     async def _turn(self, partition: Partition) -> None:
         lane = self._lanes.get(partition)
         if lane is None:
-            lane = self._lanes[partition] = _Lane(await self._log.load_plan(partition))
+            lane = _Lane(await self._log.load_plan(partition) or await self._first_plan(partition))
             # After a restart nobody knows what was handed out: the ledger is asked first, the rest goes out again.
             lane.outstanding = {b.first: _Outstanding(b, 0.0, 0) for b in lane.plan.batches(partition)}
-        if lane.plan.paused and (await self._log.load_plan(partition)).paused is None:
+            self._lanes[partition] = lane
+        if lane.plan.paused and await self._log.paused(partition) is None:
             lane.plan = msgspec.structs.replace(lane.plan, paused=None)
             log.info("planning is resumed", extra={"partition": str(partition)})
         try:
             await self._settle(partition, lane)
         finally:
-            # Even when the ledger does not answer, events must be cut while there is room for more batches.
-            await self._plan(partition, lane)
-        await self._hand_out_due(lane)
+            try:
+                # Even when the ledger does not answer, events must be cut while there is room for more batches,
+                await self._plan(partition, lane)
+            finally:
+                # and even when no more can be cut, those that are must come to their end.
+                await self._hand_out_due(lane)
+
+    async def _first_plan(self, partition: Partition) -> Plan:
+        """Where planning begins when nothing was ever written down: at the oldest event.
+
+        Raises:
+            LogGap: the ledger knows batches of this partition, so there was a plan, and it is lost. Other boundaries
+                would count events twice.
+        """
+        confirmed = await asyncio.to_thread(self._ledger.confirmed, partition, 0)
+        if confirmed:
+            last = max(confirmation.batch.last for confirmation in confirmed)
+            raise LogGap(
+                f"the plan of {partition} is gone, but the ledger has batches up to offset {last}; "
+                f"see docs/operations.md, 'A plan is lost'"
+            )
+        return Plan(committed=await self._log.start(partition))
 
     async def _settle(self, partition: Partition, lane: _Lane) -> None:
         """Step 1."""
@@ -154,8 +181,10 @@ class Planner:
         """Steps 2 and 3."""
         end = await self._log.end(partition)
         start = lane.plan.planned
-        metrics.lag_events.labels(str(partition)).set(end - lane.plan.committed)
-        if end <= start:
+        metrics.lag_events.labels(str(partition)).set(max(0, end - lane.plan.committed))
+        if end < start:
+            raise LogGap(f"{partition} ends at {end}, but was planned up to {start}: events that were there are lost")
+        if end == start:
             lane.waiting_since = None
             return
         now = time.monotonic()
@@ -217,13 +246,13 @@ class Planner:
         log.error("planning is paused; mend the cause, then: heliograph plan resume", extra={"reason": reason})
 
 
-async def resume(log_: Log) -> list[str]:
+async def resume(pauses: Pauses) -> list[str]:
     """Let paused partitions be planned again; gives the reasons they were paused for. A running planner sees it at its
     next turn."""
     reasons = []
-    for partition in await log_.partitions():
-        plan = await log_.load_plan(partition)
-        if plan.paused is not None:
-            reasons.append(plan.paused)
-            await log_.save_plan(partition, msgspec.structs.replace(plan, paused=None))
+    for partition in await pauses.partitions():
+        reason = await pauses.paused(partition)
+        if reason is not None:
+            reasons.append(reason)
+            await pauses.resume(partition)
     return reasons

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
+
 from ingest import frames
 from ingest.frames import Place, Segment
-from ingest.log import LogGap, LogUnavailable, Plan, Record
+from ingest.log import LogError, LogGap, LogUnavailable, Plan, Record
 from ingest.spool_plan import read_plan, write_plan
 from schemas.batch import Batch, Partition
 
@@ -39,13 +41,13 @@ class SpoolLog:
         return list(self._folders)
 
     async def end(self, partition: Partition) -> int:
-        newest = _newest(self._folders[partition])
+        newest = newest_segment(self._folders[partition])
         if newest is None:
             return 0
         segment, place = self._ends.get(partition, (newest, Place(newest.first, 0)))
         if segment != newest:
             place = Place(newest.first, 0)
-        place = _last_place(newest, place)
+        place = last_place(newest, place)
         self._ends[partition] = (newest, place)
         return place.offset
 
@@ -69,13 +71,28 @@ class SpoolLog:
         walked.close()
         return offset
 
-    async def load_plan(self, partition: Partition) -> Plan:
-        return read_plan(self._folders[partition])
+    async def load_plan(self, partition: Partition) -> Plan | None:
+        plan = read_plan(self._folders[partition])
+        if plan == Plan():
+            return None
+        if plan.shipped and plan.cuts:
+            raise LogError(
+                f"the spool {self._folders[partition]} was left by a shipper in the middle of a transaction: run "
+                "'heliograph ship' with its Kafka once more, then plan the spool"
+            )
+        return msgspec.structs.replace(plan, shipped=False)
 
     async def save_plan(self, partition: Partition, plan: Plan) -> None:
         folder = self._folders[partition]
         write_plan(folder, plan)
-        _free(folder, plan.committed)
+        free(folder, plan.committed)
+
+    async def paused(self, partition: Partition) -> str | None:
+        return read_plan(self._folders[partition]).paused
+
+    async def resume(self, partition: Partition) -> None:
+        folder = self._folders[partition]
+        write_plan(folder, msgspec.structs.replace(read_plan(folder), paused=None))
 
     async def start(self, partition: Partition) -> int:
         """The oldest offset still here."""
@@ -187,12 +204,12 @@ class _Walk:
             self._descriptor = None
 
 
-def _newest(folder: Path) -> Segment | None:
+def newest_segment(folder: Path) -> Segment | None:
     existing = frames.segments(folder)
     return existing[-1] if existing else None
 
 
-def _last_place(segment: Segment, start: Place) -> Place:
+def last_place(segment: Segment, start: Place) -> Place:
     try:
         descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -214,7 +231,7 @@ def _walk_to(descriptor: int, start: Place, offset: int | None) -> Place:
     return reached
 
 
-def _free(folder: Path, committed: int) -> None:
+def free(folder: Path, committed: int) -> None:
     """Delete the segments whose every event is committed. The newest stays: its writer appends to it."""
     existing = frames.segments(folder)
     for segment, following in pairwise(existing):

@@ -56,13 +56,55 @@ def spool_owner(root: Path) -> Iterator[None]:
         LogError: another planner has them.
     """
     root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(root / "planner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _held(root / "planner.lock", fcntl.LOCK_EX, f"another planner or a shipper already has the spools in {root}"):
+        yield
+
+
+@contextmanager
+def spool_shipper(folder: Path) -> Iterator[None]:
+    """Be the one shipper of a spool, with no planner on the spools beside it.
+
+    Raises:
+        LogError: another shipper has this one, or a planner has them all.
+    """
+    with (
+        _held(folder.parent / "planner.lock", fcntl.LOCK_SH, f"a planner plans the spools in {folder.parent}"),
+        _held(folder / "ship.lock", fcntl.LOCK_EX, f"another shipper already ships {folder}"),
+    ):
+        yield
+
+
+@contextmanager
+def planner_slot(data_dir: Path) -> Iterator[int]:
+    """The least number below 64 that no other planner on this machine holds: the same again after a restart.
+
+    Raises:
+        LogError: all are held.
+    """
+    folder = data_dir / "planner"
+    folder.mkdir(parents=True, exist_ok=True)
+    for slot in range(64):
+        try:
+            with _held(folder / f"{slot}.lock", fcntl.LOCK_EX, ""):
+                yield slot
+                return
+        except _Taken:
+            continue
+    raise LogError(f"64 planners run in {data_dir} already")
+
+
+class _Taken(LogError):
+    pass
+
+
+@contextmanager
+def _held(path: Path, kind: int, taken: str) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise LogError(f"another planner already plans the spools in {root}") from None
-    try:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError:
+            raise _Taken(taken) from None
         yield
     finally:
         os.close(descriptor)

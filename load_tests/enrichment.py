@@ -14,6 +14,7 @@ import json
 import pstats
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,21 +39,21 @@ WORDS = [
 ]  # fmt: skip
 
 
-def make_event(number: int, dice: random.Random, now_ms: int) -> Event:
-    """A finished OpenAI chat call; every third one a stream."""
+def make_event(number: int, dice: random.Random, now_ms: int, words: Sequence[str] = WORDS) -> Event:
+    """A finished OpenAI chat call; every third one a stream. Its texts are drawn from `words`."""
     stream = number % 3 == 0
     model = dice.choice(["gpt-4o-mini", "gpt-4o", "gpt-4.1"])
     asked = {
         "model": model,
         "messages": [
-            {"role": "system", "content": _words(dice, 60)},
-            {"role": "user", "content": _words(dice, 90)},
+            {"role": "system", "content": _words(dice, words, 60)},
+            {"role": "user", "content": _words(dice, words, 90)},
         ],
         "temperature": 0.2,
         **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
     }
     request = json.dumps(asked).encode()
-    response = _streamed(model, dice) if stream else _plain(model, dice)
+    response = _streamed(model, dice, words) if stream else _plain(model, dice, words)
     return Event(
         id=new_id(now_ms),
         created_ms=now_ms - dice.randrange(5000),
@@ -81,8 +82,8 @@ def make_event(number: int, dice: random.Random, now_ms: int) -> Event:
     )
 
 
-def _words(dice: random.Random, count: int) -> str:
-    return " ".join(dice.choices(WORDS, k=count))
+def _words(dice: random.Random, words: Sequence[str], count: int) -> str:
+    return " ".join(dice.choices(words, k=count))
 
 
 def _usage(dice: random.Random) -> dict[str, object]:
@@ -96,8 +97,8 @@ def _usage(dice: random.Random) -> dict[str, object]:
     }
 
 
-def _plain(model: str, dice: random.Random) -> bytes:
-    message = {"role": "assistant", "content": _words(dice, 130), "refusal": None}
+def _plain(model: str, dice: random.Random, words: Sequence[str]) -> bytes:
+    message = {"role": "assistant", "content": _words(dice, words, 130), "refusal": None}
     return json.dumps(
         {
             "id": "chatcmpl-" + "x" * 29,
@@ -112,10 +113,14 @@ def _plain(model: str, dice: random.Random) -> bytes:
     ).encode()
 
 
-def _streamed(model: str, dice: random.Random) -> bytes:
+def _streamed(model: str, dice: random.Random, words: Sequence[str]) -> bytes:
     head = {"id": "c" * 20, "object": "chat.completion.chunk", "created": 1_790_000_000, "model": model}
     chunks = [
-        {**head, "choices": [{"index": 0, "delta": {"content": _words(dice, 5)}, "finish_reason": None}], "usage": None}
+        {
+            **head,
+            "choices": [{"index": 0, "delta": {"content": _words(dice, words, 5)}, "finish_reason": None}],
+            "usage": None,
+        }
         for _ in range(5)
     ]
     chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": None})

@@ -3,7 +3,8 @@
     python -m load_tests.freshness --edge http://127.0.0.1:8787 --control http://127.0.0.1:8585 [--rate 100] [--seconds 60]
 
 The provider behind that edge must be the mock (`EDGE_PROVIDERS__OPENAI__BASE_URL`). Calls come at a fixed rate; the
-newest rows are asked for again and again, and a row counts as seen when the answer that holds it has arrived.
+newest rows are asked for again and again, page after page back to the first that is known, and a row counts as seen
+when the answer that holds it has arrived.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from load_tests.candidates import CALL, PROVIDER_KEY
 from load_tests.processes import ChildFailed, child, two_cores
 
 POLL_S = 0.05
-PAGE_ROWS = 1000
+PAGE_ROWS = 200
+PAGES_MAX = 50
 CONNECTIONS = 64
 PATIENCE_S = 15
 """How long rows may still come after the last answer; what has not come by then is missing."""
@@ -73,34 +75,46 @@ def measure_freshness(
         command += ["--headers", folder / "headers", "--body", folder / "body", "--connections", str(CONNECTIONS)]
         command += ["--rate", str(rate), "--seconds", str(seconds), "--ids", folder / "ids", "--ids-with-time"]
         seen: dict[str, float] = {}
+        start_ms = time.time_ns() // 1_000_000
         with child(command, core=two_cores().client, log=folder / "load.log") as load:
             deadline = time.monotonic() + seconds + PATIENCE_S
             while not load.has_ended() and time.monotonic() < deadline:
-                note_rows(seen, newest_rows(control_url, read_key), time.time())
+                look(seen, control_url, read_key, start_ms)
                 time.sleep(POLL_S)
             answers = read_answers((folder / "ids").read_text())
             if not answers:
                 raise ChildFailed(f"no call was answered with a helicone-id: {load.log_tail()}")
             deadline = time.monotonic() + PATIENCE_S
             while answers.keys() - seen.keys() and time.monotonic() < deadline:
-                note_rows(seen, newest_rows(control_url, read_key), time.time())
+                look(seen, control_url, read_key, start_ms, whole=True)
                 time.sleep(POLL_S)
     return summarised(answers, seen)
 
 
-def newest_rows(control_url: str, read_key: str | None) -> list[str]:
-    """The ids of the newest rows."""
-    request = urllib.request.Request(f"{control_url}/v1/requests?limit={PAGE_ROWS}")
+def look(seen: dict[str, float], control_url: str, read_key: str | None, start_ms: int, *, whole: bool = False) -> None:
+    """Note every row that has come since the last look; with `whole`, back to the first call, however old the news."""
+    # Batches land in order, so behind a page that brings nothing new there is nothing new.
+    asked = f"limit={PAGE_ROWS}&start={start_ms}"
+    for _ in range(PAGES_MAX):
+        ids, cursor = page(control_url, asked, read_key)
+        fresh = [id_ for id_ in ids if id_ not in seen]
+        note_rows(seen, fresh, time.time())
+        if cursor is None or not (fresh or whole):
+            return
+        asked = f"limit={PAGE_ROWS}&cursor={cursor}"
+
+
+def page(control_url: str, asked: str, read_key: str | None) -> tuple[list[str], str | None]:
+    """The ids of one page of requests, newest first, and the cursor of the next."""
+    request = urllib.request.Request(f"{control_url}/v1/requests?{asked}")
     if read_key:
         request.add_header("Authorization", f"Bearer {read_key}")
     with urllib.request.urlopen(request, timeout=10) as answer:
-        return ids_of(json.loads(answer.read()))
+        return read_page(json.loads(answer.read()))
 
 
-def ids_of(body: Any) -> list[str]:
-    """The ids in a page of rows: a list, or an object with one list in it."""
-    rows = body if isinstance(body, list) else next((v for v in body.values() if isinstance(v, list)), [])
-    return [row["id"] for row in rows]
+def read_page(body: Any) -> tuple[list[str], str | None]:
+    return [row["id"] for row in body["requests"]], body["next_cursor"]
 
 
 def note_rows(seen: dict[str, float], ids: Iterable[str], at: float) -> None:

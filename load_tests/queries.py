@@ -6,7 +6,6 @@ Rows are made by the server itself: 30 days, nine tenths of them in one project,
 rest spread over twenty projects. Each question is asked over HTTP (in process) `--runs` times; the median counts.
 """
 
-# ruff: noqa: S608
 import argparse
 import asyncio
 import statistics
@@ -16,6 +15,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from string import Template
 from typing import NamedTuple
 
 import httpx
@@ -37,8 +37,8 @@ BIG = "default"
 FILL = """
 INSERT INTO requests SELECT
   project_id, created_at,
-  toUUID(concat(substring(h, 1, 8), '-', substring(h, 9, 4), '-7', substring(r1, 1, 3), '-', ['8', '9', 'a', 'b'][1 + rand(11) % 4],
-    substring(r1, 4, 3), '-', substring(r2, 1, 12))) AS id,
+  toUUID(concat(substring(h, 1, 8), '-', substring(h, 9, 4), '-7', substring(r1, 1, 3), '-',
+    ['8', '9', 'a', 'b'][1 + rand(11) % 4], substring(r1, 4, 3), '-', substring(r2, 1, 12))) AS id,
   ['', 'k-web', 'k-batch', 'k-mobile'][1 + rand(12) % 4] AS key_id,
   ['', 'web', 'batch', 'mobile'][indexOf(['', 'k-web', 'k-batch', 'k-mobile'], key_id)] AS key_name,
   ['openai', 'openai', 'openai', 'openai', 'openai', 'anthropic', 'anthropic', 'anthropic', 'google', 'groq', 'together',
@@ -46,12 +46,13 @@ INSERT INTO requests SELECT
   ['openai.chat', 'openai.chat', 'openai.chat', 'openai.responses', 'openai.embeddings', 'anthropic.messages',
     'anthropic.messages', 'anthropic.messages', 'gemini.generate', 'openai.chat', 'openai.chat', 'openai.chat'][m] AS api,
   'POST' AS method,
-  ['/v1/chat/completions', '/v1/chat/completions', '/v1/chat/completions', '/v1/responses', '/v1/embeddings', '/v1/messages',
-    '/v1/messages', '/v1/messages', '/v1beta/models/gemini:generateContent', '/openai/v1/chat/completions',
+  ['/v1/chat/completions', '/v1/chat/completions', '/v1/chat/completions', '/v1/responses', '/v1/embeddings',
+    '/v1/messages', '/v1/messages', '/v1/messages', '/v1beta/models/gemini:generateContent', '/openai/v1/chat/completions',
     '/v1/chat/completions', '/v1/chat/completions'][m] AS path,
   ['gpt-4o', 'gpt-4o-mini', 'gpt-4.1', 'o3', 'text-embedding-3-small', 'claude-sonnet-4-5', 'claude-haiku-4-5',
     'claude-opus-4-1', 'gemini-2.5-flash', 'llama-3.3-70b', 'qwen-2.5-72b', 'mistral-large'][m] AS requested_model,
-  if(s < 9500 OR s >= 9950, concat(requested_model, ['-2024-08-06', '', '-2025-04-14'][1 + m % 3]), requested_model) AS model,
+  if(s < 9500 OR s >= 9950, concat(requested_model, ['-2024-08-06', '', '-2025-04-14'][1 + m % 3]), requested_model)
+    AS model,
   rand(13) % 10 < 4 AND m != 5 AS stream,
   multiIf(s < 9500, 200, s < 9700, 429, s < 9850, 500, s < 9920, 400, s < 9950, 503, NULL) AS status,
   multiIf(s < 9500, 'success', s < 9950, 'error', s < 9980, 'cancelled', 'timeout') AS outcome,
@@ -96,10 +97,11 @@ FROM (
   SELECT number AS n, 1 + toUInt32(12 * pow(rand(1) / 4294967296, 1.8)) AS m, rand(2) % 10000 AS s,
     randNormal(0, 1, 3) AS z1, randNormal(0, 1, 4) AS z2,
     if(rand(5) % 10 = 0, concat('team-', toString(rand(6) % 20)), 'default') AS project_id,
-    fromUnixTimestamp64Milli(toInt64(%(end)s - (%(rows)s - number - rand(9) / 4294967296) * %(step)s), 'UTC') AS created_at,
+    fromUnixTimestamp64Milli(toInt64($end - ($rows - number - rand(9) / 4294967296) * $step), 'UTC')
+      AS created_at,
     lower(hex(toUInt64(toUnixTimestamp64Milli(created_at)))) AS h,
     leftPad(lower(hex(rand64(7))), 16, '0') AS r1, leftPad(lower(hex(rand64(8))), 16, '0') AS r2
-  FROM numbers(%(first)s, %(count)s)
+  FROM numbers($first, $count)
 )
 """
 
@@ -124,7 +126,7 @@ def fill(settings: ClickHouseSettings, rows: int) -> None:
             "count": min(BLOCK, rows - first),
         }
         # No settings of a reader here: these are our own inserts, the same blocks a worker would make.
-        client.execute(FILL.replace("%%", "%") % values)
+        client.execute(Template(FILL).substitute(values))
         print(f"\r{first + values['count']:,} rows", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     client.disconnect()
@@ -137,8 +139,8 @@ def questions(settings: ClickHouseSettings) -> Iterator[Question]:
         "ORDER BY sum(requests) DESC LIMIT 1"
     )
     ((light,),) = client.execute(
-        f"SELECT user_id FROM users_by_day WHERE project_id = '{BIG}' GROUP BY user_id HAVING sum(requests) BETWEEN 40 AND 80 "
-        "ORDER BY user_id LIMIT 1"
+        f"SELECT user_id FROM users_by_day WHERE project_id = '{BIG}' GROUP BY user_id "
+        "HAVING sum(requests) BETWEEN 40 AND 80 ORDER BY user_id LIMIT 1"
     )
     ((session,),) = client.execute(f"SELECT any(session_id) FROM sessions_by_day WHERE project_id = '{BIG}'")
     ((id_,),) = client.execute(f"SELECT id FROM requests WHERE project_id = '{BIG}' LIMIT 1 OFFSET 1000")

@@ -145,7 +145,7 @@ def render(candidates: Mapping[str, Figures], *, disturbed: bool) -> list[str]:
         cells = [_number(figures.get(row.name), row.digits) for figures in candidates.values()]
         budget = f"{row.budget.sign} {_number(row.budget.limit, _digits(row.budget.limit))}" if row.budget else ""
         lines.append([row.label, *cells, budget, _verdict(row, ours.get(row.name), disturbed)])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def _rps(window: Window | None) -> float:
@@ -168,7 +168,8 @@ def _digits(limit: float) -> int:
     return 0 if limit == int(limit) else 2
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as lines of text: the first and the last column to the left, the others to the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return [
         "  ".join(

@@ -39,3 +39,7 @@ def set_up(service: str, *, level: str, form: Literal["text", "json"]) -> None:
     root.setLevel(level.upper())
     for noisy in ("httpx", "httpcore", "clickhouse_driver", "asyncio", "aiosqlite", "kombu", "amqp"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It logs each refused connection at each try; who uses it says once what is the matter.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    # It logs a traceback for each refused connection; ours say the same in a line.
+    logging.getLogger("clickhouse_driver.connection").setLevel(logging.CRITICAL)

@@ -17,6 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.batch import DEAD_TOPIC, ENRICHED_TOPIC, REQUESTS_TOPIC
+
 S = TypeVar("S", bound=BaseSettings)
 
 KIB = 1024
@@ -38,6 +40,7 @@ def _http_url(value: str) -> str:
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+_TOPIC = r"^[A-Za-z0-9._-]{1,200}$"
 
 
 class Group(BaseModel):
@@ -90,6 +93,88 @@ class SpoolSettings(Group):
     )
 
 
+class KafkaSaslSettings(Group):
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"] = Field(
+        "PLAIN", description="how to sign in, where the security protocol says SASL_…"
+    )
+    username: str | None = Field(None, description="user, for PLAIN and SCRAM")
+    password: SecretStr | None = Field(None, description="its password")
+    kerberos_service_name: str = Field("kafka", description="the brokers' service, for GSSAPI (package gssapi)")
+    kerberos_domain_name: str | None = Field(None, description="the brokers' domain, for GSSAPI; left out: their host")
+    oauth_token_file: Path | None = Field(
+        None, description="for OAUTHBEARER: a file that holds the token, read anew for each connection"
+    )
+    oauth_token_url: HttpUrl | None = Field(
+        None, description="for OAUTHBEARER: where a token is asked for with client id and secret"
+    )
+    oauth_client_id: str | None = Field(None, description="client id for that")
+    oauth_client_secret: SecretStr | None = Field(None, description="client secret for that")
+    oauth_scope: str | None = Field(None, description="scope to ask for")
+    oauth_timeout_s: Seconds = Field(10, description="longest wait for a token, s")
+
+
+class KafkaTlsSettings(Group):
+    ca_file: Path | None = Field(None, description="certificates to trust (PEM); left out: the system's")
+    cert_file: Path | None = Field(None, description="our own certificate (PEM), where brokers ask for one")
+    key_file: Path | None = Field(None, description="its key (PEM); left out: in the certificate's file")
+    key_password: SecretStr | None = Field(None, description="password of the key")
+    check_hostname: bool = Field(True, description="refuse a broker whose certificate is for another host")
+
+
+class KafkaSettings(Group):
+    bootstrap_servers: str | None = Field(
+        None,
+        pattern=r"^[^\s,]+(,[^\s,]+)*$",
+        description="brokers to ask first, as host:port,host:port; left out: the spool itself is the log",
+    )
+    client_id: str = Field("heliograph", description="name of our connections in the brokers' logs and quotas")
+    requests_topic: str = Field(REQUESTS_TOPIC, pattern=_TOPIC, description="topic of events as the edge packs them")
+    enriched_topic: str = Field(ENRICHED_TOPIC, pattern=_TOPIC, description="topic of enriched events, as JSON")
+    dead_topic: str = Field(DEAD_TOPIC, pattern=_TOPIC, description="topic of events that could not be enriched")
+    group_prefix: str = Field("heliograph", pattern=_TOPIC, description="our consumer groups' names begin so")
+    partitions: int = Field(
+        12, ge=1, le=1024, description="partitions of a topic that `heliograph migrate` makes; it never takes any away"
+    )
+    replication_factor: int = Field(3, ge=1, le=16, description="copies of each partition")
+    min_insync_replicas: int = Field(2, ge=1, le=16, description="copies that must have a record before it counts")
+    retention_hours: int = Field(168, ge=1, le=87_600, description="how long events stay in Kafka, h")
+    enriched_retention_hours: int = Field(168, ge=1, le=87_600, description="how long enriched events stay, h")
+    dead_retention_hours: int = Field(720, ge=1, le=87_600, description="how long dead letters stay, h")
+    record_bytes_max: int = Field(
+        2 * MIB, ge=MIB, le=64 * MIB, description="largest batch of records a topic takes (its max.message.bytes), bytes"
+    )
+    fetch_bytes: int = Field(
+        MIB, ge=16 * KIB, le=64 * MIB, description="most bytes of one answer to a worker that reads a batch"
+    )
+    transaction_timeout_s: float = Field(
+        5, ge=1, le=900, description="after this the broker ends a transaction whose shipper is gone, s"
+    )
+    session_timeout_s: float = Field(
+        10, ge=1, le=1800, description="after this a planner that says nothing loses its partitions, s"
+    )
+    heartbeat_s: float = Field(1, gt=0, le=600, description="how often a planner says that it lives, s")
+    request_timeout_s: Seconds = Field(10, le=300, description="longest wait for a broker's answer, s")
+    call_timeout_s: Seconds = Field(30, le=600, description="longest wait for a whole call, tries included, s")
+    retry_backoff_ms: int = Field(100, ge=1, le=60_000, description="pause between two tries of the client, ms")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how brokers are spoken to"
+    )
+    sasl: KafkaSaslSettings = KafkaSaslSettings()
+    tls: KafkaTlsSettings = KafkaTlsSettings()
+
+
+class ObjectSettings(Group):
+    url: str | None = Field(
+        None,
+        description="where large bodies go: file:///folder, s3://bucket/prefix, gs://…, az://…; "
+        "left out: a folder in the data folder",
+    )
+    options: dict[str, str] = Field(
+        {}, description="options of that store by obstore's names, as …__OPTIONS__AWS_REGION=eu-west-1"
+    )
+    timeout_s: Seconds = Field(10, le=300, description="longest wait for one object, tries included, s")
+
+
 class SharedSettings(BaseSettings):
     """What more than one service needs to know."""
 
@@ -111,6 +196,8 @@ class SharedSettings(BaseSettings):
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     retention: RetentionSettings = RetentionSettings()
     spool: SpoolSettings = SpoolSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    objects: ObjectSettings = ObjectSettings()
 
 
 class ProviderSettings(Group):
@@ -222,6 +309,29 @@ class PlannerSettings(BaseSettings):
     dead_window: int = Field(200, ge=1, description="events over which that share is taken, at least")
 
 
+class ShipperSettings(BaseSettings):
+    """Brings the spool's events to Kafka, where Kafka is the log."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SHIPPER_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    linger_ms: float = Field(50, gt=0, le=60_000, description="least time between two transactions, ms")
+    poll_ms: float = Field(20, gt=0, le=10_000, description="how often an idle spool is looked at, ms")
+    transaction_events: int = Field(10_000, ge=1, le=1_000_000, description="most events of a transaction")
+    transaction_bytes: int = Field(16 * MIB, ge=MIB, le=GIB, description="most bytes of a transaction, uncompressed")
+    batch_bytes: int = Field(
+        512 * KIB, ge=16 * KIB, le=64 * MIB, description="bytes of one batch of records, which goes to one partition"
+    )
+    compression: Literal["zstd", "lz4", "snappy", "gzip", "none"] = Field("zstd", description="of a batch of records")
+    large_body_bytes: int = Field(
+        256 * KIB, ge=KIB, description="a body that keeps more bytes than this goes to the object store"
+    )
+    objects_at_once: int = Field(8, ge=1, le=256, description="large bodies sent to the object store at a time")
+    retry_s: Seconds = Field(1, le=300, description="pause after Kafka or the object store failed, s")
+    drain_s: Seconds = Field(5, le=300, description="how long a stop waits for what is still in the spool, s")
+
+
 class WorkerSettings(BaseSettings):
     """Celery workers: batches into rows."""
 
@@ -274,6 +384,7 @@ ALL: tuple[type[BaseSettings], ...] = (
     SharedSettings,
     EdgeSettings,
     PlannerSettings,
+    ShipperSettings,
     WorkerSettings,
     ControlSettings,
     MetricsSettings,

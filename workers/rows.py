@@ -9,6 +9,8 @@ from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from pricing.answer import read_answer
 from pricing.cost import cost
 from pricing.prices import PriceBook
@@ -209,7 +211,8 @@ def _from_reading(event: Event, reading: Reading, prices: PriceBook) -> Said:
     cost_usd = None if reading.cost_usd is None else _usd(reading.cost_usd)
     source, as_of = (None, None) if cost_usd is None else (reading.cost_source, reading.prices_as_of)
     if reading.cost_usd is None or event.cache_status == "hit":
-        used = PricedUsage(**{name: getattr(reading.usage, name) for name in _COUNTS})
+        classes = {name: count for name in _COUNTS if (count := getattr(reading.usage, name)) is not None}
+        used = msgspec.convert({**classes, **reading.counts}, PricedUsage, strict=False)
         cost_usd, source, as_of = _priced(event, reading.model, used, prices)
     return Said(
         model=reading.model,

@@ -163,6 +163,7 @@ def start_edge(
         "EDGE_AUTH": "optional",
         "EDGE_BOUNDS__BODY_BYTES": "1000000",
         "EDGE_BOUNDS__BODY_TIMEOUT_S": "1",
+        "EDGE_BOUNDS__HEAD_TIMEOUT_S": "2",
         "EDGE_UPSTREAM__IDLE_TIMEOUT_S": "1",
         "EDGE_UPSTREAM__FIRST_BYTE_TIMEOUT_S": "1",
         "EDGE_CAPTURE__HEAD_BYTES": "200000",

@@ -134,13 +134,13 @@ async def test_who_leaves_in_the_moment_of_being_served_passes_it_on(make_pool: 
         (connection,) = pool._connections
         connection.data_received(OK)  # serves the first in line, whose task has not run yet
         calls.tasks[1].cancel()
-        await calls.tasks[0]
-        # That answer was ours, not the server's: what it sends next is for nobody.
-        await until(lambda: gate.order == [b"/0"] or b"/2" in gate.order)
-        gate.let(3)
-        await asyncio.gather(*calls.tasks, return_exceptions=True)
-        assert pool.waiting == 0
-        assert pool.open - pool.idle == 0
+        assert await calls.tasks[0] == b"ok"
+        await settle(2)
+        assert (connection.busy, pool.waiting) == (True, 0), "the last in line has it"
+        gate.let()  # the server's own answer to the first request, which serves the last as well
+        assert await calls.tasks[2] == b"ok"
+        assert calls.tasks[1].cancelled()
+        assert server.connections == 1
 
 
 async def test_dead_connection_makes_room_for_the_line(make_pool: MakePool) -> None:

@@ -253,6 +253,7 @@ async def test_answer_that_ends_before_the_request_frees_its_source(make_pool: M
 async def test_provider_that_says_no_more_while_we_send_is_broken_at_once(make_pool: MakePool) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
+        await asyncio.sleep(0.1)  # until every buffer on the way is full
         peer.say_no_more()
         await asyncio.Event().wait()  # and never reads what is under way to it
 

@@ -1,0 +1,170 @@
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from control import models
+from control.filters import Filters
+from control.measures import Asked, choose, parts
+from control.scope import Range
+from tests.control.world import DAY_MS, HOUR_MS, NOW_MS, World
+
+MONTH = Range(0, 30 * DAY_MS)
+
+
+def asked(*groups: str, bucket_ms: int | None = None, quantiles: bool | None = None, **filters: Any) -> Asked:
+    return Asked(groups, bucket_ms, Filters(**filters), quantiles)
+
+
+@pytest.mark.parametrize(
+    ("question", "range_", "source"),
+    [
+        (asked(), MONTH, "hour"),
+        (asked("model", "status", bucket_ms=HOUR_MS), MONTH, "hour"),
+        (asked("model", bucket_ms=300_000), MONTH, "minute"),
+        (asked("model", bucket_ms=300_000), Range(0, HOUR_MS), "raw"),
+        (asked(exact={"provider": ["openai"]}, statuses=[(400, 499)]), MONTH, "hour"),
+        (asked("user", bucket_ms=DAY_MS), MONTH, "users"),
+        (asked("user", bucket_ms=HOUR_MS), MONTH, "raw"),
+        (asked("user", quantiles=True), MONTH, "raw"),
+        (asked("user", "model"), MONTH, "raw"),
+        (asked(exact={"user_id": ["u"]}), MONTH, "users"),
+        (asked("property.tier"), MONTH, "properties"),
+        (asked("property.tier", properties={"tier": ["gold"]}), MONTH, "properties"),
+        (asked("property.tier", properties={"other": ["gold"]}), MONTH, "raw"),
+        (asked("key"), MONTH, "raw"),
+        (asked("model", keys=["k"]), MONTH, "raw"),
+    ],
+)
+def test_the_source_knows_every_group_and_filter(question: Asked, range_: Range, source: str) -> None:
+    assert choose(question, range_) == source
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(0, 5), (1, HOUR_MS), (7, 3 * HOUR_MS + 7), (0, 2 * HOUR_MS), (HOUR_MS - 1, HOUR_MS + 1)]
+)
+def test_the_parts_cover_the_range_exactly(start: int, end: int) -> None:
+    found = parts("hour", Range(start, end), now_ms=100 * DAY_MS)
+    assert found[0].range.start_ms == start
+    assert found[-1].range.end_ms == end
+    assert all(one.range.end_ms == other.range.start_ms for one, other in pairwise(found))
+
+
+@pytest.fixture
+def rows(world: World) -> list[dict[str, Any]]:
+    rows = [
+        world.request(
+            created_ms=NOW_MS - 1000 - i * 5 * HOUR_MS // 2,
+            model=f"m{i % 3}",
+            user_id=["", "ann", "ben"][i % 3],
+            status=[200, 200, 500, 429][i % 4],
+            outcome=["success", "success", "error", "error"][i % 4],
+            properties={"tier": ["gold", "tin"][i % 2]} if i % 5 else {},
+            latency_ms=100.0 + i,
+        )
+        if i % 6
+        else world.unknown(created_ms=NOW_MS - 1000 - i * 5 * HOUR_MS // 2, properties={"tier": "gold"})
+        for i in range(90)
+    ]
+    world.store(rows)
+    return rows
+
+
+def sums(rows: list[dict[str, Any]], *groups: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    return {
+        tuple(row[group] for group in groups): (
+            row["requests"], row["errors"], row["cost"]["usd"], row["cost"]["unknown_requests"],
+            row["tokens"]["input_tokens"], row["tokens"]["unknown_requests"],
+        )
+        for row in rows
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "source"),
+    [
+        ("group_by=model", "hour"),
+        ("group_by=status", "hour"),
+        ("group_by=time,provider&bucket=1d", "hour"),
+        ("group_by=time&bucket=15m", "minute"),
+        ("group_by=user", "users"),
+        ("group_by=time,user&bucket=1d", "users"),
+        ("group_by=time&bucket=1d&user_id=ann", "users"),
+        ("group_by=property.tier", "properties"),
+        ("group_by=time&bucket=1h&property.tier=gold", "properties"),
+        ("status=5xx&status=none", "hour"),
+    ],
+)
+async def test_every_source_gives_the_same_sums_as_the_rows(
+    world: World, rows: list[dict[str, Any]], query: str, source: str
+) -> None:
+    client = await world.client()
+    start, end = NOW_MS - 8 * DAY_MS - 1_234_567, NOW_MS - 7_654_321
+    path = f"/v1/metrics?start={start}&end={end}&{query}"
+    groups = [g for g in query.partition("group_by=")[2].partition("&")[0].split(",") if g]
+    rolled = (await client.get(path)).json()
+    models.Metrics.model_validate(rolled)
+    assert rolled["source"] == source
+    # A filter that nothing fails to pass, and that no rollup knows, makes it raw.
+    raw = (await client.get(f"{path}&latency_ms_min=0")).json()
+    assert raw["source"] == "raw"
+    assert sums(rolled["rows"], *groups) == sums(raw["rows"], *groups)
+    assert rolled["rows"]
+
+
+async def test_sums_are_of_what_is_known_and_say_how_much_is_not(world: World) -> None:
+    world.store([world.request(), world.request(cost_usd=None), world.unknown()])
+    (row,) = (await (await world.client()).get("/v1/metrics")).json()["rows"]
+    assert row["cost"] == {"usd": "0.0002600000", "known_requests": 1, "unknown_requests": 2}
+    assert row["tokens"]["input_tokens"] == 96
+    assert (row["tokens"]["known_requests"], row["tokens"]["unknown_requests"]) == (2, 1)
+    assert (row["requests"], row["errors"]) == (3, 1)
+
+
+async def test_nothing_known_is_null_and_not_zero(world: World) -> None:
+    world.store([world.unknown()])
+    (row,) = (await (await world.client()).get("/v1/metrics")).json()["rows"]
+    assert row["cost"]["usd"] is row["tokens"]["input_tokens"] is row["first_token_ms"] is None
+
+
+async def test_quantiles_come_from_rollup_and_raw_alike(world: World) -> None:
+    world.store(
+        [world.request(created_ms=NOW_MS - 60_000 - i * HOUR_MS // 2, latency_ms=float(i)) for i in range(1, 101)]
+    )
+    client = await world.client()
+    for path in ("/v1/metrics", "/v1/metrics?latency_ms_min=0&quantiles=true"):
+        (row,) = (await client.get(path)).json()["rows"]
+        assert row["latency_ms"]["p50"] == pytest.approx(50, abs=2), path
+        assert row["latency_ms"]["p99"] == pytest.approx(99, abs=2), path
+
+
+async def test_users_and_sessions_are_ranked_with_what_they_used(world: World) -> None:
+    costs = {"ann": "0.3", "ben": "0.5", "": "0.1"}
+    for age in (0, 6 * DAY_MS):
+        world.store(
+            [
+                world.request(
+                    created_ms=NOW_MS - 1000 - age - i, user_id=user, session_id=f"s-{user}" if user else "",
+                    session_name="chat", cost_usd=Decimal(cost),
+                )
+                for i, (user, cost) in enumerate(costs.items())
+            ]
+        )  # fmt: skip
+    client = await world.client()
+    users = models.UserPage.model_validate((await client.get("/v1/users")).json())
+    assert [(u.user_id, u.requests, u.cost.usd) for u in users.users] == [
+        ("ben", 2, "1.0000000000"), ("ann", 2, "0.6000000000"), (None, 2, "0.2000000000"),
+    ]  # fmt: skip
+    second = (await client.get("/v1/users?limit=1&offset=1")).json()
+    assert ([u["user_id"] for u in second["users"]], second["more"]) == (["ann"], True)
+    for query, names in (
+        ("", ["s-ann", "s-ben"]),
+        ("&sort=cost", ["s-ben", "s-ann"]),
+        ("&user_id=ann", ["s-ann"]),
+        ("&name=x", []),
+    ):
+        page = models.SessionPage.model_validate((await client.get(f"/v1/sessions?limit=9{query}")).json())
+        assert [s.session_id for s in page.sessions] == names, query
+    recent = (await client.get(f"/v1/users?start={NOW_MS - DAY_MS}")).json()["users"]
+    assert [u["requests"] for u in recent] == [1, 1, 1]

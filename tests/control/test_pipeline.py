@@ -1,0 +1,185 @@
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from control import models
+from control.pipeline import PartitionView
+from ingest.log import LogUnavailable, Plan
+from schemas.batch import Partition
+from schemas.settings import ClickHouseSettings, RedisSettings, SharedSettings
+from tests.control.world import NOW_MS, World, opened
+
+
+class FakeLog:
+    """A log at the wire: what the spool would say."""
+
+    def __init__(self) -> None:
+        self.views: list[PartitionView] = []
+        self.lost = 0
+        self.ages_ms: dict[int, int] = {}
+        self.down = False
+
+    async def partitions(self) -> Sequence[PartitionView]:
+        if self.down:
+            raise LogUnavailable("the disk is away")
+        return self.views
+
+    async def dropped(self) -> int:
+        return self.lost
+
+    async def created_ms(self, partition: Partition, offset: int) -> int | None:
+        return self.ages_ms.get(offset)
+
+
+@pytest.fixture
+def partition() -> Partition:
+    return Partition(f"spool/{uuid.uuid4().hex}", 0)
+
+
+def batch(partition: Partition, first: int, last: int, **columns: Any) -> dict[str, Any]:
+    size = last - first + 1
+    moment = datetime.fromtimestamp(NOW_MS / 1000, UTC)
+    counts = {"events": size, "rows": size, "dead_lettered": 0, "oldest_event_at": moment, "newest_event_at": moment}
+    return {"topic": partition.topic, "partition": partition.number, "first": first, "last": last, **counts, **columns}
+
+
+def mine(page: dict[str, Any], partition: Partition) -> dict[str, Any]:
+    (found,) = [part for part in page["partitions"] if part["topic"] == partition.topic]
+    return dict(found)
+
+
+def adds_up(page: dict[str, Any]) -> bool:
+    return bool(
+        page["accepted"] == page["spooled"] + page["dropped"]
+        and page["spooled"] == page["planned"] + page["unplanned"]
+        and page["planned"] == page["stored"] + page["dead_lettered"] + page["without_event"] + page["outstanding"]
+    )
+
+
+async def test_the_counters_add_up_at_every_stage(shared: SharedSettings, partition: Partition) -> None:
+    log = FakeLog()
+    log.lost = 7
+    log.views = [PartitionView(partition, start=0, end=100, plan=Plan(committed=40, cuts=(60, 90)))]
+    log.ages_ms = {40: NOW_MS - 5000, 60: NOW_MS - 3000, 90: NOW_MS - 1000}
+    async with opened(shared, log_view=log) as world:
+        world.store(
+            [
+                batch(partition, 0, 39, rows=37, dead_lettered=2, events=39),
+                # One that was repeated after its token had been forgotten stands there twice.
+                batch(partition, 40, 59),
+                batch(partition, 40, 59, newest_event_at=datetime.fromtimestamp(NOW_MS / 1000 + 1, UTC)),
+            ],
+            "batches",
+        )
+        page = (await (await world.client()).get("/v1/pipeline")).json()
+    models.PipelineOut.model_validate(page)
+    part = mine(page, partition)
+    assert {name: part[name] for name in ("spooled", "planned", "unplanned", "outstanding", "stored", "dead_lettered")} == {
+        "spooled": 100, "planned": 90, "unplanned": 10, "outstanding": 30, "stored": 57, "dead_lettered": 2,
+    }  # fmt: skip
+    assert part["without_event"] == 1
+    assert page["dropped"] == 7
+    assert adds_up(page)
+    # 40–59 is in the ledger though not yet committed: the oldest without a row is 60.
+    assert page["oldest_unstored_at"] == datetime.fromtimestamp((NOW_MS - 3000) / 1000, UTC).isoformat(
+        timespec="milliseconds"
+    ).replace("+00:00", "Z")
+
+
+async def test_a_log_whose_folder_is_gone_still_counts(shared: SharedSettings, partition: Partition) -> None:
+    async with opened(shared, log_view=FakeLog()) as world:
+        world.store([batch(partition, 0, 9)], "batches")
+        page = (await (await world.client()).get("/v1/pipeline")).json()
+    part = mine(page, partition)
+    assert (part["present"], part["spooled"], part["stored"]) == (False, 10, 10)
+    assert adds_up(page)
+
+
+async def test_ready_says_which_part_is_not_and_what_to_do(shared: SharedSettings, partition: Partition) -> None:
+    log = FakeLog()
+    async with opened(shared, log_view=log) as world:
+        client = world.bare()
+        good = await client.get("/readyz")
+        models.Ready.model_validate(good.json())
+        assert good.status_code == 200, good.text
+    log.views = [PartitionView(partition, start=0, end=1, plan=Plan())]
+    log.ages_ms = {0: NOW_MS - 3_600_000}
+    async with opened(shared, log_view=log) as world:
+        late = await world.bare().get("/readyz")
+        assert late.status_code == 503
+        assert [name for name, part in late.json()["parts"].items() if not part["ok"]] == ["pipeline"]
+        assert late.json()["parts"]["pipeline"]["remedy"]
+    log.views = [PartitionView(partition, start=0, end=0, plan=Plan(paused="too many dead letters"))]
+    async with opened(shared, log_view=log) as world:
+        assert "too many dead letters" in (await world.bare().get("/readyz")).text
+    log.down = True
+    async with opened(shared, log_view=log) as world:
+        assert (await world.bare().get("/readyz")).status_code == 503
+        answer = await (await world.client()).get("/v1/pipeline")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+
+
+async def test_the_store_down_is_503_and_never_a_hang(shared: SharedSettings) -> None:
+    nowhere = ClickHouseSettings(host="127.0.0.1", port=1, password=SecretStr("x"), connect_timeout_s=0.5)
+    async with opened(shared.model_copy(update={"clickhouse": nowhere})) as world:
+        client = await world.client("read", "write")
+        for path in (
+            "/v1/requests",
+            "/v1/metrics",
+            "/v1/users",
+            "/v1/sessions",
+            f"/v1/requests/{uuid.uuid4()}",
+            "/v1/pipeline",
+        ):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable"), path
+            assert answer.headers["retry-after"] == "1"
+        answer = await client.post("/v1/request/query-clickhouse", json={})
+        assert (answer.status_code, answer.json()["data"]) == (503, None)
+        ready = (await client.get("/readyz")).json()
+        assert not ready["parts"]["clickhouse"]["ok"]
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_the_database_down_is_503_and_not_a_401(shared: SharedSettings, tmp_path: Path) -> None:
+    async with opened(shared) as world:
+        client = await world.client()
+        await world.app.state.services.keys.database.close()
+        database = shared.data_dir / "control.db"
+        for path in shared.data_dir.glob("control.db-*"):
+            path.unlink()
+        database.unlink()
+        database.mkdir()
+        answer = await client.get("/v1/requests")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_unavailable")
+        assert "sqlite" not in answer.text.lower()
+        ready = (await client.get("/readyz")).json()
+        assert [name for name, part in ready["parts"].items() if not part["ok"]] == ["database"]
+
+
+async def test_redis_down_leaves_everything_but_readiness(shared: SharedSettings) -> None:
+    nowhere = RedisSettings(url=SecretStr("redis://127.0.0.1:1/0"))
+    async with opened(shared.model_copy(update={"redis": nowhere})) as world:
+        client = await world.client()
+        assert (await client.get("/v1/requests")).status_code == 200
+        ready = (await client.get("/readyz")).json()
+        assert [name for name, part in ready["parts"].items() if not part["ok"]] == ["redis"]
+
+
+async def test_the_openapi_document_describes_every_route(world: World) -> None:
+    document = (await world.bare().get("/openapi.json")).json()
+    for path, methods in document["paths"].items():
+        for method, said in methods.items():
+            assert said.get("summary"), (method, path)
+            success = next(answer for status, answer in said["responses"].items() if status.startswith("2"))
+            assert success["content"]["application/json"]["schema"], (method, path)
+            if path not in ("/healthz", "/readyz"):
+                assert said["security"], (method, path)
+                assert {"401", "503"} <= set(said["responses"])
+    names = {parameter["name"] for parameter in document["paths"]["/v1/requests"]["get"]["parameters"]}
+    assert {"start", "end", "cursor", "limit", "model", "status", "cost_min", "property"} <= names
