@@ -130,6 +130,6 @@ def create() -> Edge:
     shared = load(SharedSettings)
     logs.set_up("edge", level=shared.log_level, form=shared.log_format)
     # The server logs a traceback for what leaves an application; a cut connection's event has already said why.
-    for name in ("_granian", "granian"):
-        logging.getLogger(name).addFilter(_is_news)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
     return Edge(load(EdgeSettings), shared)

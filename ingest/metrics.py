@@ -15,3 +15,23 @@ lag_events = Gauge(
 planner_trouble = Counter(
     "heliograph_planner_trouble", "Turns that the log, the store or the broker cut short.", ["error"]
 )
+
+shipped_events = Counter("heliograph_shipped_events", "Events committed to Kafka.")
+shipped_bytes = Counter("heliograph_shipped_bytes", "Their bytes, before compression.")
+shipped_transactions = Counter("heliograph_shipped_transactions", "Kafka transactions committed with events.")
+shipped_large_bodies = Counter("heliograph_shipped_large_bodies", "Large bodies put into the object store.")
+shipper_retries = Counter(
+    "heliograph_shipper_retries", "Times the shipper had to begin anew because Kafka or the object store failed."
+)
+ship_lag_events = Gauge(
+    "heliograph_ship_lag_events", "Events in the spool and not in Kafka yet.", ["spool"], multiprocess_mode="mostrecent"
+)
+ship_lag_seconds = Gauge(
+    "heliograph_ship_lag_seconds",
+    "Age of the oldest event that is not in Kafka yet, s; 0: all are.",
+    ["spool"],
+    multiprocess_mode="mostrecent",
+)
+ship_spool_bytes = Gauge(
+    "heliograph_ship_spool_bytes", "Size of a spool on disk, bytes, as its shipper sees it.", ["spool"], multiprocess_mode="mostrecent"
+)

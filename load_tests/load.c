@@ -3,7 +3,8 @@
  * One thread, one epoll. Prints {"window":"start"} and {"window":"end"} around the measured seconds, so that a parent
  * can take the server's CPU time over the same window, then one line of JSON with the figures. After the window no call
  * begins; those under way may finish within --drain. In the open loop a call's time begins when it was due, not when a
- * connection was free for it, so waiting counts. SIGINT and SIGTERM end the window early; the figures still come.
+ * connection was free for it, so waiting counts. SIGINT and SIGTERM end the window early, the figures still come; a
+ * second one does not wait for the calls under way.
  *
  * usage: load --port P --path /v1/… [--headers FILE] [--body FILE] [--connections 1] [--rate 0] [--warmup 0]
  *             [--seconds 1] [--drain 2] [--timeout 30] [--ids FILE] [--ids-with-time]
@@ -445,7 +446,7 @@ static void print_figures(void) {
 
 static void stop(int signal_number) {
     (void)signal_number;
-    stopped = 1;
+    stopped++;
 }
 
 static void begin_window(void) {
@@ -508,7 +509,7 @@ static void run(void) {
                 drained_ns = now + (uint64_t)(drain_s * 1e9);
             }
         }
-        if (ending && (now >= drained_ns || stopped || idle())) return;
+        if (ending && (now >= drained_ns || stopped > 1 || idle())) return;
         for (int i = 0; i < n; i++) {
             if (events[i].data.u32 == UINT32_MAX) {
                 uint64_t expirations;

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from ingest.clickhouse import StoreUnavailable
@@ -31,8 +32,17 @@ class MemoryLog:
     async def cut(self, partition: Partition, *, start: int, end: int) -> int:
         return min(end, start + AT_ONCE.batch_events)
 
-    async def load_plan(self, partition: Partition) -> Plan:
-        return self.plan
+    async def start(self, partition: Partition) -> int:
+        return 0
+
+    async def load_plan(self, partition: Partition) -> Plan | None:
+        return None if self.plan == Plan() else self.plan
+
+    async def paused(self, partition: Partition) -> str | None:
+        return self.plan.paused
+
+    async def resume(self, partition: Partition) -> None:
+        await self.save_plan(partition, msgspec.structs.replace(self.plan, paused=None))
 
     async def save_plan(self, partition: Partition, plan: Plan) -> None:
         if self.refuse:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from load_tests.freshness import Freshness, ids_of, note_rows, read_answers, summarised
+from load_tests.freshness import Freshness, look, note_rows, read_answers, read_page, summarised
 
 
 def test_the_first_sighting_of_a_row_counts() -> None:
@@ -22,12 +22,30 @@ def test_a_row_that_never_came_is_missing_and_has_no_delay() -> None:
     assert found == Freshness(answered=3, seen=2, missing=1, p50_s=0.25, p99_s=0.5, max_s=0.5)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        pytest.param([{"id": "a"}], id="a bare list"),
-        pytest.param({"next": None, "rows": [{"id": "a"}]}, id="a page"),
-    ],
-)
-def test_ids_are_read_from_either_form_of_a_page(body: object) -> None:
-    assert ids_of(body) == ["a"]
+def test_looking_goes_on_to_older_pages_until_one_brings_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {"start": (["e", "d"], "2"), "2": (["c", "b"], "3"), "3": (["a"], None)}
+    asked: list[str] = []
+
+    def page(url: str, words: str, key: str | None) -> tuple[list[str], str | None]:
+        asked.append("start" if "start=" in words else words.rpartition("cursor=")[2])
+        return pages[asked[-1]]
+
+    monkeypatch.setattr("load_tests.freshness.page", page)
+    seen = {"b": 1.0, "a": 1.0}
+
+    look(seen, "http://control", None, 0)
+    assert (asked, sorted(seen)) == (["start", "2", "3"], ["a", "b", "c", "d", "e"])
+
+    asked.clear()
+    look(seen, "http://control", None, 0)
+    assert asked == ["start"]
+
+    asked.clear()
+    look(seen, "http://control", None, 0, whole=True)
+    assert asked == ["start", "2", "3"]
+
+
+def test_a_page_of_the_api_gives_ids_and_the_next_cursor() -> None:
+    body = {"requests": [{"id": "a", "model": "m"}], "next_cursor": "x", "range": {}}
+
+    assert read_page(body) == (["a"], "x")

@@ -15,7 +15,7 @@ def value(name: str, **labels: str) -> float:
 
 
 def test_a_stored_batch_counts_its_events_rows_letters_and_freshness(case: Case) -> None:
-    names = (
+    names: tuple[tuple[str, dict[str, str]], ...] = (
         ("heliograph_worker_batches_total", {"outcome": "stored"}),
         ("heliograph_worker_events_total", {}),
         ("heliograph_worker_dead_letters_total", {"reason": "not_an_event"}),
