@@ -11,6 +11,7 @@ Shape = Literal["openai", "anthropic", "gemini", "bedrock", "cohere"]
 _RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), api)
     for pattern, api in [
+        (r"/threads/", "other"),
         (r"/chat/completions/?$", "openai.chat"),
         (r"/responses(/[^/]+)?/?$", "openai.responses"),
         (r"/messages/?$", "anthropic.messages"),

@@ -1,0 +1,46 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from schemas.apis import api_of, model_in_path
+from schemas.providers import ALIASES, catalogue
+
+_OPEN = Path(__file__).parents[3] / "shared" / "exchanges" / "open.jsonl.gz"
+
+
+def test_every_recorded_call_is_known_by_its_path() -> None:
+    wrong = set()
+    with gzip.open(_OPEN) as lines:
+        for line in lines:
+            raw = json.loads(line)
+            provider = catalogue().get(raw["provider"])
+            api = api_of(provider.shape if provider else "openai", raw["path"].split("?")[0])
+            if api != raw["api"]:
+                wrong.add((raw["path"].split("?")[0], api, raw["api"]))
+    assert wrong == {
+        # Counting is no generation: it uses no tokens, and its answer is no usage.
+        ("/v1/messages/count_tokens", "other", "anthropic.messages"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1beta/models/gemini-2.0-flash:generateContent", "gemini-2.0-flash"),
+        ("/model/anthropic.claude-3-haiku-20240307-v1%3A0/invoke", "anthropic.claude-3-haiku-20240307-v1:0"),
+        ("/openai/deployments/my-gpt/chat/completions", "my-gpt"),
+        ("/v1/chat/completions", None),
+    ],
+)
+def test_a_model_may_stand_in_the_path(path: str, model: str | None) -> None:
+    assert model_in_path(path) == model
+
+
+def test_every_alias_leads_to_a_provider() -> None:
+    assert {ALIASES[name] for name in ALIASES} <= set(catalogue())
+
+
+def test_the_catalogue_has_every_provider_of_the_snapshot() -> None:
+    assert len(catalogue()) == 152

@@ -1,0 +1,80 @@
+import pytest
+
+from cli.generated import files
+from schemas.settings import (
+    ALL,
+    EdgeSettings,
+    SettingsError,
+    SharedSettings,
+    check_names,
+    load,
+    prefix_of,
+    settings_list,
+)
+
+
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    return monkeypatch
+
+
+def test_a_group_is_read_from_the_environment(env: pytest.MonkeyPatch) -> None:
+    env.setenv("EDGE_UPSTREAM__CONNECT_TIMEOUT_S", "2.5")
+    env.setenv("EDGE_PROVIDERS__OLLAMA__BASE_URL", "http://127.0.0.1:11434/v1/")
+    settings = load(EdgeSettings)
+    assert settings.upstream.connect_timeout_s == 2.5
+    assert settings.providers["ollama"].base_url == "http://127.0.0.1:11434/v1"
+
+
+@pytest.mark.parametrize(
+    ("variable", "near"),
+    [
+        ("EDGE_PROT", "EDGE_PORT"),
+        ("EDGE_UPSTREAM__CONECT_TIMEOUT_S", "EDGE_UPSTREAM__CONNECT_TIMEOUT_S"),
+        ("HELIOGRAPH_DATADIR", "HELIOGRAPH_DATA_DIR"),
+    ],
+)
+def test_an_unknown_name_under_our_prefixes_stops_with_the_nearest_right_one(variable: str, near: str) -> None:
+    with pytest.raises(SettingsError, match=f"{variable}: there is no such setting; did you mean {near}"):
+        check_names({variable: "1"})
+
+
+def test_other_peoples_variables_are_none_of_ours() -> None:
+    check_names({"PATH": "x", "REDIS_URL": "x", "CLICKHOUSE_HOST": "x"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("EDGE_PORT", "70000", "EDGE_PORT = '70000'"),
+        ("EDGE_AUTH", "maybe", "'required' or 'optional'"),
+        ("EDGE_BOUNDS__BODY_BYTES", "-5", "greater than or equal to 1024"),
+        ("EDGE_PROVIDERS__X__BASE_URL", "ftp://x", "http:// or https://"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_would_be_right(
+    env: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    env.setenv(variable, value)
+    with pytest.raises(SettingsError, match=variable) as error:
+        load(EdgeSettings)
+    assert told in str(error.value)
+
+
+def test_a_secret_is_not_repeated_in_an_error(env: pytest.MonkeyPatch) -> None:
+    env.setenv("HELIOGRAPH_CLICKHOUSE__PASSWORD", "hunter2")
+    env.setenv("HELIOGRAPH_CLICKHOUSE__PORT", "0")
+    with pytest.raises(SettingsError) as error:
+        load(SharedSettings)
+    assert "hunter2" not in str(error.value)
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for group in ALL:
+        for setting in settings_list(group, prefix_of(group)):
+            assert setting.meaning, setting.variable
+
+
+def test_the_settings_page_is_the_codes() -> None:
+    for path, text in files().items():
+        assert path.read_text() == text, f"{path.name} is not up to date; run: make format"
