@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,7 +30,7 @@ from schemas.settings import EdgeSettings, SharedSettings, load
 
 log = logging.getLogger("heliograph.edge")
 
-_GAUGES_S = 1.0
+_HOUSEKEEPING_S = 1.0
 _OWN_PATHS = (b"/healthz", b"/readyz")
 
 
@@ -73,13 +75,13 @@ class Edge:
             recorder=Recorder(spool),
             deadlines=deadlines,
         )
-        gauges = asyncio.create_task(self._set_gauges(self._proxy, spool, upstream))
+        housekeeping = asyncio.create_task(self._keep_house(self._proxy, spool, upstream))
         log.info("edge is ready", extra={"spool": spool.folder.name, "keys": len(snapshots.keys or {})})
         try:
             yield
         finally:
-            gauges.cancel()
-            await asyncio.gather(gauges, return_exceptions=True)
+            housekeeping.cancel()
+            await asyncio.gather(housekeeping, return_exceptions=True)
             metrics.publish()
             await deadlines.close()
             await upstream.close()
@@ -100,8 +102,13 @@ class Edge:
             return JSONResponse({"status": "not ready", "problems": problems}, status_code=503)
         return JSONResponse({"status": "ready"})
 
-    async def _set_gauges(self, proxy: Proxy, spool: Spool, upstream: Upstream) -> None:
+    async def _keep_house(self, proxy: Proxy, spool: Spool, upstream: Upstream) -> None:
+        parent = os.getppid()
         while True:
+            if os.getppid() != parent:
+                log.warning("the process that started this one is gone; ending")
+                os.kill(os.getpid(), signal.SIGTERM)
+                parent = os.getppid()
             metrics.publish()
             metrics.in_flight.set(proxy.in_flight)
             metrics.spool_bytes.set(spool.disk_bytes)
@@ -111,7 +118,7 @@ class Edge:
                 metrics.upstream_connections.labels("idle").set(upstream.idle)
                 metrics.upstream_connections.labels("active").set(upstream.open - upstream.idle)
                 metrics.upstream_waiting.set(upstream.waiting)
-            await asyncio.sleep(_GAUGES_S)
+            await asyncio.sleep(_HOUSEKEEPING_S)
 
 
 def _upstream(settings: EdgeSettings) -> Upstream:
