@@ -15,10 +15,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edge import metrics
+from edge.client import ConnectionCut, Receive, Send
 from edge.deadlines import Deadlines
 from edge.policies.auth import Auth
 from edge.policies.snapshots import KeySnapshots
-from edge.proxy import ConnectionCut, Proxy, Receive, Send
+from edge.proxy import Proxy
 from edge.recorder import Recorder
 from edge.upstream.pool import Pool
 from edge.upstream.protocol import Upstream

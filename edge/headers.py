@@ -3,9 +3,8 @@
 import re
 from collections.abc import Callable, Iterable
 
-import msgspec
-
 from edge.errors import BadHeader, HeadersTooLarge
+from edge.features import FEATURES, boolean, without_credentials
 from schemas.settings import BoundSettings
 
 Header = tuple[bytes, bytes]
@@ -249,10 +248,10 @@ def _read_ours(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> 
         if len(value) > bounds.property_bytes and short not in _LONG:
             raise BadHeader(_shown(short), text, f"at most {bounds.property_bytes} bytes")
         setter(said, text)
-    elif (check := _FEATURES.get(short)) is not None:
+    elif (check := FEATURES.get(short)) is not None:
         text = _text(value)
         check(_shown(short), text)
-        said.features[short] = _without_credentials(short, text)
+        said.features[short] = without_credentials(short, text)
     return False
 
 
@@ -307,11 +306,11 @@ def _request_id(said: Said, text: str) -> None:
 
 
 def _omit_request(said: Said, text: str) -> None:
-    said.omit_request = _boolean("Helicone-Omit-Request", text)
+    said.omit_request = boolean("Helicone-Omit-Request", text)
 
 
 def _omit_response(said: Said, text: str) -> None:
-    said.omit_response = _boolean("Helicone-Omit-Response", text)
+    said.omit_response = boolean("Helicone-Omit-Response", text)
 
 
 def _plain(attribute: str) -> Callable[[Said, str], None]:
@@ -336,119 +335,3 @@ _SETTERS: dict[str, Callable[[Said, str], None]] = {
     "openai-api-base": _plain("target_url"),
 }
 _LONG = {"target-url", "openai-api-base"}
-
-
-# Features that later versions have: checked now, so that what is refused then is refused already. Recorded, no more.
-
-
-def _boolean(shown: str, text: str) -> bool:
-    lowered = text.strip().lower()
-    if lowered not in ("true", "false"):
-        raise BadHeader(shown, text, "true or false")
-    return lowered == "true"
-
-
-def _whole(low: int, high: int) -> Callable[[str, str], None]:
-    def check(shown: str, text: str) -> None:
-        if not text.strip().isascii() or not text.strip().isdigit() or not low <= int(text) <= high:
-            raise BadHeader(shown, text, f"a whole number from {low} to {high}")
-
-    return check
-
-
-def _number(low: float, high: float) -> Callable[[str, str], None]:
-    def check(shown: str, text: str) -> None:
-        try:
-            inside = low <= float(text) <= high
-        except ValueError:
-            inside = False
-        if not inside:
-            raise BadHeader(shown, text, f"a number from {low:g} to {high:g}")
-
-    return check
-
-
-def _one_of(*words: str) -> Callable[[str, str], None]:
-    def check(shown: str, text: str) -> None:
-        if text.strip().lower() not in words:
-            raise BadHeader(shown, text, " or ".join(words))
-
-    return check
-
-
-def _json(kind: type, described: str) -> Callable[[str, str], None]:
-    def check(shown: str, text: str) -> None:
-        try:
-            fits = isinstance(msgspec.json.decode(text), kind)
-        except msgspec.DecodeError:
-            fits = False
-        if not fits:
-            # A fallback's headers may hold a credential, so such a value is never shown.
-            raise BadHeader(shown, "(not shown)", described)
-
-    return check
-
-
-_POLICY_PART = re.compile(r"^(w=\d+(\.\d+)?|u=[a-z]+|s=[^;,=\s]+|fail=(open|closed))$", re.IGNORECASE)
-
-
-def _policy(shown: str, text: str) -> None:
-    for policy in text.split(","):
-        parts = [part.strip() for part in policy.split(";")]
-        quotas = [part for part in parts if re.fullmatch(r"\d+(\.\d+)?", part)]
-        rest = [part for part in parts if part not in quotas]
-        if (
-            len(quotas) != 1
-            or not all(_POLICY_PART.match(p) for p in rest)
-            or not any(p[:2] in ("w=", "W=") for p in rest)
-        ):
-            raise BadHeader(
-                shown, text, "quota;w=seconds[;u=request|cents|token|user|org][;s=user|property], comma between several"
-            )
-
-
-def _anything(shown: str, text: str) -> None:
-    return None
-
-
-def _flag(shown: str, text: str) -> None:
-    _boolean(shown, text)
-
-
-_YEAR_S = 365 * 86400
-_FEATURES: dict[str, Callable[[str, str], None]] = {
-    "cache-enabled": _flag,
-    "cache-save": _flag,
-    "cache-read": _flag,
-    "cache-bucket-max-size": _whole(1, 10_000),
-    "cache-bucket-mode": _one_of("any", "fill"),
-    "cache-seed": _anything,
-    "cache-ignore-keys": _anything,
-    "cache-mode": _one_of("exact", "semantic"),
-    "cache-threshold": _number(0.5, 1),
-    "cache-tags": _anything,
-    "cache-shadow": _flag,
-    "ratelimit-policy": _policy,
-    "retry-enabled": _flag,
-    "retry-num": _whole(0, 10),
-    "retry-factor": _number(1, 100),
-    "retry-min-timeout": _number(0, _YEAR_S),
-    "retry-max-timeout": _number(0, _YEAR_S),
-    "fallback": _json(list, "a JSON list of targets"),
-    "fallbacks": _json(list, "a JSON list of targets"),
-    "balance": _json(list, "a JSON list of keys with weights"),
-    "hedge-after": _number(0, _YEAR_S),
-    "timeout": _number(0, _YEAR_S),
-    "first-byte-timeout": _number(0, _YEAR_S),
-    "prompt-id": _anything,
-    "prompt-variables": _json(dict, "a JSON object"),
-}
-
-
-def _without_credentials(short: str, text: str) -> str:
-    """Fallback targets may carry a provider's headers; those are not for the record."""
-    if short not in ("fallback", "fallbacks", "balance"):
-        return text
-    targets = msgspec.json.decode(text)
-    kept = [{k: v for k, v in t.items() if k.lower() != "headers"} if isinstance(t, dict) else t for t in targets]
-    return msgspec.json.encode(kept).decode()

@@ -4,10 +4,9 @@ Never waits on Kafka, ClickHouse or control. A raw ASGI callable: Starlette's Re
 """
 
 import asyncio
-import contextvars
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -15,6 +14,7 @@ from edge import errors, metrics
 from edge.body import read_body
 from edge.call import Call
 from edge.capture import Capture
+from edge.client import Client, ClientGone, ConnectionCut, Receive, Send, too_large
 from edge.deadlines import Deadlines
 from edge.headers import Header, read_headers
 from edge.policies.auth import Auth
@@ -28,10 +28,6 @@ from schemas.keys import KEY_PREFIX
 from schemas.settings import EdgeSettings
 
 log = logging.getLogger("heliograph.edge")
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 _WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
 _JSON_TYPES = ("application/json", "")
@@ -47,17 +43,7 @@ _NOT_PASSED_BACK = {
     b"upgrade",
 }
 _QUERY_CREDENTIALS = ("key", "api_key", "apikey", "api-key", "access_token", "token", "subscription-key")
-_DRAIN_BYTES = 64 * 1024 * 1024
-_DRAIN_S = 2.0
 _NOWHERE = Target("unknown", "openai", Origin("https", "invalid", 443), "/")
-
-
-class ConnectionCut(Exception):
-    """Raised out of the application, which is how a server is told to close a connection at once."""
-
-
-class ClientGone(Exception):
-    """The client closed its connection while it was still sending."""
 
 
 class Proxy:
@@ -76,7 +62,7 @@ class Proxy:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         path = scope["raw_path"].decode("latin-1")
         call = Call(new_id(), scope["method"], path)
-        client = _Client(receive, send, self._deadlines)
+        client = Client(receive, send, self._deadlines)
         self.in_flight += 1
         try:
             try:
@@ -103,7 +89,7 @@ class Proxy:
         if client.cut:
             raise ConnectionCut
 
-    async def _serve(self, call: Call, client: "_Client", scope: MutableMapping[str, Any]) -> None:
+    async def _serve(self, call: Call, client: Client, scope: MutableMapping[str, Any]) -> None:
         settings = self._settings
         query: bytes = scope["query_string"]
         said = call.said = read_headers(scope["headers"], settings.bounds)
@@ -156,7 +142,7 @@ class Proxy:
         )
         await self._forward(call, client, request, target)
 
-    async def _take_body(self, call: Call, client: "_Client") -> bytes | AsyncIterator[bytes]:
+    async def _take_body(self, call: Call, client: Client) -> bytes | AsyncIterator[bytes]:
         """A JSON body whole, any other as a stream."""
         said = call.said
         assert said is not None
@@ -171,7 +157,7 @@ class Proxy:
         if said.content_type in _JSON_TYPES or said.content_type.endswith("+json"):
             limit = self._settings.bounds.body_bytes
             if length is not None and length > limit:
-                raise _too_large(length, limit)
+                raise too_large(length, limit)
             body = await client.body(limit=limit, length=length, timeout_s=self._settings.bounds.body_timeout_s)
             client.watch()
             capture.feed(body)
@@ -182,11 +168,11 @@ class Proxy:
             return body
         limit = self._settings.bounds.streamed_body_bytes
         if length is not None and length > limit:
-            raise _too_large(length, limit)
+            raise too_large(length, limit)
         call.requested_model = model_in_path(call.path)
         return client.pieces(capture, limit=limit, timeout_s=self._settings.bounds.body_timeout_s)
 
-    async def _forward(self, call: Call, client: "_Client", request: UpstreamRequest, target: Target) -> None:
+    async def _forward(self, call: Call, client: Client, request: UpstreamRequest, target: Target) -> None:
         attempt = Attempt(target.provider, time.time_ns() // 1_000_000, 0.0)
         call.attempts.append(attempt)
         answer: UpstreamAnswer | None = None
@@ -208,7 +194,7 @@ class Proxy:
                 answer.abort()
             attempt.latency_ms = round((call.goes_on() - asked) * 1000, 3)
 
-    async def _pass_on(self, call: Call, client: "_Client", answer: UpstreamAnswer) -> None:
+    async def _pass_on(self, call: Call, client: Client, answer: UpstreamAnswer) -> None:
         headed = call.at
         headers, coding = _answer_headers(call, answer)
         call.status = answer.status
@@ -249,7 +235,7 @@ class Proxy:
                 await client.send({"type": "http.response.body", "body": piece, "more_body": True})
         await client.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _end(self, call: Call, client: "_Client") -> None:
+    async def _end(self, call: Call, client: Client) -> None:
         """A client that left, or was too slow, has ended its call."""
         if client.timed_out == "body":
             seconds = self._settings.bounds.body_timeout_s
@@ -260,7 +246,7 @@ class Proxy:
         else:
             call.outcome, call.error_code = "cancelled", "client_gone"
 
-    async def _fail(self, call: Call, client: "_Client", error: errors.EdgeError) -> None:
+    async def _fail(self, call: Call, client: Client, error: errors.EdgeError) -> None:
         """Say what went wrong in the caller's shape: as an answer while there is none, else as the stream's last event."""
         call.error_code, call.error_message = error.code, error.message
         call.outcome = (
@@ -294,168 +280,6 @@ class Proxy:
             # A plain answer that breaks off has no place for words. Ending it cleanly would be a lie, so the
             # connection is cut: the server does that for an application that fails.
             client.cut = True
-
-
-class _Client:
-    """The ASGI connection: reads the body with bounds, and notices when the client leaves."""
-
-    __slots__ = (
-        "_deadlines",
-        "_future",
-        "_receive",
-        "_stopped",
-        "_task",
-        "_watching",
-        "cut",
-        "gone",
-        "headed",
-        "read_whole",
-        "send",
-        "timed_out",
-    )
-
-    def __init__(self, receive: Receive, send: Send, deadlines: Deadlines) -> None:
-        self._receive = receive
-        self.send = send
-        self._deadlines = deadlines
-        self._task = asyncio.current_task()
-        self._future: Any = None
-        self._stopped = self._watching = False
-        self.read_whole = False
-        self.headed = False
-        self.gone = False
-        self.cut = False
-        self.timed_out: str | None = None
-
-    async def body(self, *, limit: int, length: int | None, timeout_s: float) -> bytes:
-        """The whole body.
-
-        Raises:
-            BodyTooLarge, ClientGone.
-        """
-        first = b""
-        parts: list[bytes] | None = None
-        size = 0
-        with self._deadlines.within(timeout_s, self.sent_too_slowly) as deadline:
-            while True:
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                piece: bytes = message.get("body", b"")
-                size += len(piece)
-                if size > limit:
-                    raise _too_large(size, limit)
-                if parts is not None:
-                    parts.append(piece)
-                elif first:
-                    parts = [first, piece]
-                else:
-                    first = piece
-                # With a length known, the end is known too: no need to be told.
-                if size == length or not message.get("more_body", False):
-                    break
-                deadline.extend(timeout_s)
-        self.read_whole = True
-        return first if parts is None else b"".join(parts)
-
-    async def pieces(self, capture: Capture, *, limit: int, timeout_s: float) -> AsyncIterator[bytes]:
-        """The body piece by piece, as the upstream takes it."""
-        size = 0
-        while True:
-            with self._deadlines.within(timeout_s, self.sent_too_slowly):
-                message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            piece: bytes = message.get("body", b"")
-            size += len(piece)
-            if size > limit:
-                raise _too_large(size, limit)
-            if piece:
-                capture.feed(piece)
-                yield piece
-            if not message.get("more_body", False):
-                break
-        self.read_whole = True
-        self.watch()
-
-    async def drained(self) -> bool:
-        """Take what the client still sends, so that it hears the refusal and not a reset. Bounded in bytes and time."""
-        left = 0 if self.timed_out else _DRAIN_BYTES
-        try:
-            async with asyncio.timeout(_DRAIN_S):
-                while not self.read_whole and left > 0:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    left -= len(message.get("body", b""))
-                    self.read_whole = not message.get("more_body", False)
-        except TimeoutError:
-            return False
-        return self.read_whole
-
-    async def skip_body(self) -> None:
-        """Take the empty body of a call that announced none."""
-        if (await self._receive())["type"] == "http.disconnect":
-            raise ClientGone
-
-    def watch(self) -> None:
-        """From now on, cancel the call when the client leaves. Without this a provider would go on being paid."""
-        if self._watching or self._stopped:
-            return
-        self._watching = self.read_whole = True
-        self._arm()
-
-    def ended_it(self) -> bool:
-        """Whether the call was cancelled for this client's sake; then the cancelling is over."""
-        if not (self.gone or self.timed_out):
-            return False
-        if self._task is not None:
-            self._task.uncancel()
-        return True
-
-    def finished(self) -> None:
-        self._stopped = True
-        waiting, self._future, self._task = self._future, None, None
-        if waiting is not None and not waiting.done():
-            # Granian's future is not the garbage collector's to look into: a circle through it would stay for ever.
-            waiting.remove_done_callback(self._received)
-            waiting.cancel()
-
-    def sent_too_slowly(self) -> None:
-        self._end("body")
-
-    def read_too_slowly(self) -> None:
-        self._end("read")
-
-    def _end(self, late: str) -> None:
-        self.timed_out = late
-        if self._task is not None:
-            self._task.cancel()
-
-    def _arm(self) -> None:
-        # Granian's receive() gives a future: a callback on it costs a tenth of a task that waits for it.
-        waiting: Any = self._receive()
-        if not hasattr(waiting, "add_done_callback"):
-            waiting = asyncio.ensure_future(waiting)
-        self._future = waiting
-        waiting.add_done_callback(self._received, context=_NO_CONTEXT)
-
-    def _received(self, future: Any) -> None:
-        if self._stopped or future.cancelled():
-            return
-        try:
-            message = future.result()
-        except Exception:  # the connection is gone in some other way
-            message = {"type": "http.disconnect"}
-        if message["type"] != "http.disconnect":
-            self._arm()
-            return
-        self.gone = True
-        if self._task is not None:
-            self._task.cancel()
-
-
-_NO_CONTEXT = contextvars.Context()
 
 
 def _answer_headers(call: Call, answer: UpstreamAnswer) -> tuple[list[Header], bytes]:
@@ -503,7 +327,3 @@ def _host_header(origin: Origin) -> bytes:
 def _query_credentials(query: bytes) -> list[bytes]:
     pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     return [value.encode() for name, value in pairs if name.lower() in _QUERY_CREDENTIALS]
-
-
-def _too_large(size: int, limit: int) -> errors.BodyTooLarge:
-    return errors.BodyTooLarge(f"The request's body has {size} bytes or more; at most {limit} are accepted.")
