@@ -77,8 +77,8 @@ def _rows(client: "httpx.Client", since: datetime, limit: int, wanted: dict[str,
     if answer.status_code >= 400:
         errors.print(f"[red]{answer.json().get('error', {}).get('message', answer.text)}[/]")
         raise typer.Exit(1)
-    data: list[dict[str, Any]] = answer.json()["data"]
-    return data
+    rows: list[dict[str, Any]] = answer.json()["requests"]
+    return rows
 
 
 def _heading() -> Text:
