@@ -54,7 +54,7 @@ def _run(clone: Path) -> list[tuple[str, str]]:
     ports = {name: str(pick_free()) for name in ("EDGE_PORT", "CONTROL_PORT", "METRICS_PORT")}
     mock = pick_free()
     environment = {**_clean(), **ports, "EDGE_PROVIDERS__OPENAI__BASE_URL": f"http://127.0.0.1:{mock}/v1"}
-    provider = subprocess.Popen([str(build.programs().mock_provider), "--port", str(mock)], stdout=subprocess.DEVNULL)
+    provider = subprocess.Popen([str(build.programs().mock), "--port", str(mock)], stdout=subprocess.DEVNULL)
     began = time.monotonic()
     running = subprocess.Popen(
         ["make", "run"], cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
