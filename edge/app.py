@@ -1,6 +1,7 @@
 """The edge's application: opens its services in order, closes them in reverse, and serves health beside the hot route."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -77,6 +78,7 @@ class Edge:
             deadlines=deadlines,
         )
         housekeeping = asyncio.create_task(self._keep_house(self._proxy, spool, upstream))
+        _calm_collector()
         log.info("edge is ready", extra={"spool": spool.folder.name, "keys": len(snapshots.keys or {})})
         try:
             yield
@@ -126,6 +128,14 @@ def _upstream(settings: EdgeSettings) -> Upstream:
     if settings.upstream.client == "httpx" or settings.upstream.proxy_url is not None:
         return StockUpstream(settings.upstream, allowed_networks=settings.allowed_networks)
     return Pool(settings.upstream, allowed_networks=settings.allowed_networks)
+
+
+def _calm_collector() -> None:
+    """Look for circles seldom, and never among what start-up made: a call leaves none behind, and at the usual rate the
+    looking took a tenth of the edge's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def _is_news(line: logging.LogRecord) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from edge.errors import BadHeader, HeadersTooLarge
 from edge.features import FEATURES, boolean, without_credentials
@@ -130,8 +131,14 @@ def _host(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
 
 
 def _content_type(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
-    said.content_type = value.split(b";", 1)[0].strip().lower().decode("latin-1")
+    said.content_type = media_type(value)
     return True
+
+
+@lru_cache(maxsize=1000)
+def media_type(value: bytes) -> str:
+    """`application/json` of `Application/JSON; charset=utf-8`."""
+    return value.split(b";", 1)[0].strip().lower().decode("latin-1")
 
 
 def _content_length(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
@@ -151,12 +158,16 @@ def _content_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettin
 
 
 def _accept_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
-    # The provider may only use codings that we can read for the record. The client gets its bytes as they come.
-    readable = [
-        c for c in value.split(b",") if c.split(b";", 1)[0].strip().lower() in (b"gzip", b"deflate", b"identity")
-    ]
-    said.accepts = b",".join(readable).strip()
+    said.accepts = _readable(value)
     return False
+
+
+@lru_cache(maxsize=1000)
+def _readable(value: bytes) -> bytes:
+    """The codings that we can read for the record: the provider may use no others. The client gets its bytes as they
+    come."""
+    codings = (coding.strip() for coding in value.split(b","))
+    return b", ".join(c for c in codings if c.split(b";", 1)[0].strip().lower() in (b"gzip", b"deflate", b"identity"))
 
 
 def _upgrade(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
@@ -239,20 +250,54 @@ _PROPERTY = "property-"
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
 
 
-def _read_ours(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
+def _rule_of_ours(name: bytes) -> Rule:
+    """What to do with one of our headers; made once for each name."""
     short = name[name.index(b"-") + 1 :].decode("latin-1")
     if short.startswith(_PROPERTY):
-        _read_property(said, short[len(_PROPERTY) :], _text(value), bounds)
-    elif (setter := _SETTERS.get(short)) is not None:
+        return _property_rule(short[len(_PROPERTY) :])
+    if (setter := _SETTERS.get(short)) is not None:
+        return _setter_rule(short, setter)
+    if (check := FEATURES.get(short)) is not None:
+        return _feature_rule(short, check)
+    return _drop
+
+
+def _property_rule(name: str) -> Rule:
+    shown = f"Helicone-Property-{name}"
+
+    def read(said: Said, header: bytes, value: bytes, bounds: BoundSettings) -> bool:
+        text = _text(value)
+        if not name:
+            raise BadHeader(shown, text, "a name after Helicone-Property-")
+        if len(value) > bounds.property_bytes:
+            raise BadHeader(shown, text, f"at most {bounds.property_bytes} bytes")
+        if len(said.properties) >= bounds.properties and name not in said.properties:
+            raise BadHeader(shown, text, f"at most {bounds.properties} properties on a call")
+        said.properties[name] = text
+        return False
+
+    return read
+
+
+def _setter_rule(short: str, setter: Callable[[Said, str], None]) -> Rule:
+    def read(said: Said, header: bytes, value: bytes, bounds: BoundSettings) -> bool:
         text = _text(value)
         if len(value) > bounds.property_bytes and short not in _LONG:
             raise BadHeader(_shown(short), text, f"at most {bounds.property_bytes} bytes")
         setter(said, text)
-    elif (check := FEATURES.get(short)) is not None:
+        return False
+
+    return read
+
+
+def _feature_rule(short: str, check: Callable[[str, str], None]) -> Rule:
+    def read(said: Said, header: bytes, value: bytes, bounds: BoundSettings) -> bool:
         text = _text(value)
         check(_shown(short), text)
         said.features[short] = without_credentials(short, text)
-    return False
+        return False
+
+    return read
 
 
 _known: dict[bytes, Rule | None] = dict(_RULES)
@@ -265,21 +310,10 @@ def _unseen(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> boo
 
 
 def _rule_of(name: bytes) -> Rule | None:
-    rule: Rule | None = _read_ours if name.startswith(_OURS) else None
+    rule = _rule_of_ours(name) if name.startswith(_OURS) else None
     if len(_known) < _KNOWN_MAX:
         _known[name] = rule
     return rule
-
-
-def _read_property(said: Said, name: str, text: str, bounds: BoundSettings) -> None:
-    shown = f"Helicone-Property-{name}"
-    if not name:
-        raise BadHeader(shown, text, "a name after Helicone-Property-")
-    if len(text.encode()) > bounds.property_bytes:
-        raise BadHeader(shown, text, f"at most {bounds.property_bytes} bytes")
-    if len(said.properties) >= bounds.properties and name not in said.properties:
-        raise BadHeader(shown, text, f"at most {bounds.properties} properties on a call")
-    said.properties[name] = text
 
 
 def _text(value: bytes) -> str:

@@ -16,7 +16,7 @@ from edge.call import Call
 from edge.capture import Capture
 from edge.client import Client, ClientGone, ConnectionCut, Receive, Send, too_large
 from edge.deadlines import Deadlines
-from edge.headers import Header, read_headers
+from edge.headers import Header, media_type, read_headers
 from edge.policies.auth import Auth
 from edge.recorder import Recorder
 from edge.upstream.protocol import Origin, Upstream, UpstreamAnswer, UpstreamError, UpstreamRequest
@@ -292,7 +292,7 @@ def _answer_headers(call: Call, answer: UpstreamAnswer) -> tuple[list[Header], b
         if not name:
             continue
         if name is _CONTENT_TYPE:
-            call.answer_type = header[1].split(b";", 1)[0].strip().lower().decode("latin-1")
+            call.answer_type = media_type(header[1])
         elif name is _CONTENT_ENCODING:
             coding = header[1].strip().lower()
         kept.append((name, header[1]))
