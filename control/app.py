@@ -21,7 +21,6 @@ from starlette.staticfiles import StaticFiles
 
 from control import facts, helicone, models, people
 from control.auth import Caller, identify, require
-from control.bounds import ControlBounds
 from control.database import Database, database_url
 from control.errors import BadRequest, ControlError, Forbidden, StoreDown
 from control.filters import NAMES, OUTCOMES, Filters, read_filters, read_uuid
@@ -37,7 +36,7 @@ from control.web import Json, Watch, on_control_error, on_http_error, on_validat
 from ingest.log import LogError
 from schemas.batch import Partition
 from schemas.keys import Permission
-from schemas.settings import ControlSettings, SharedSettings
+from schemas.settings import ControlBounds, ControlSettings, SharedSettings
 
 log = logging.getLogger("heliograph.control")
 
@@ -83,7 +82,7 @@ def create_app(
         log_view: the log as the pipeline page shows it.
         dashboard: folder of the built web page, served at `/`.
     """
-    bounds = bounds or ControlBounds()
+    bounds = bounds or settings.bounds
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -136,7 +135,9 @@ async def open_services(
     stop = asyncio.Event()
     keeper = asyncio.create_task(_keep_keys(database, keys, bounds, stop))
     try:
-        yield Services(settings, bounds, shared.retention.requests_days, 1024, keys, store, pipeline, health)
+        yield Services(
+            settings, bounds, shared.retention.requests_days, bounds.property_bytes, keys, store, pipeline, health
+        )
     finally:
         stop.set()
         # Its turn ends within the timeouts of the database and of Redis.

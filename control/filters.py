@@ -10,9 +10,9 @@ from uuid import UUID
 
 import msgspec
 
-from control.bounds import ControlBounds
 from control.errors import BadRequest
 from control.scope import PROJECT, Query, text
+from schemas.settings import ControlBounds
 
 Outcome = Literal["success", "error", "cancelled", "refused", "timeout"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)

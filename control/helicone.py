@@ -6,7 +6,6 @@ from uuid import UUID
 
 import msgspec
 
-from control.bounds import ControlBounds
 from control.errors import BadRequest
 from control.facts import FEEDBACK, scores_of
 from control.helicone_filter import (
@@ -19,6 +18,7 @@ from control.helicone_filter import (
 from control.requests import bodies_shape, find_row, property_updates, read_bodies, windows
 from control.scope import DAY_MS, PROJECT, Query, Range, iso, text
 from control.store import Row, Store
+from schemas.settings import ControlBounds
 
 LIMIT_MAX = 1000
 OFFSET_MAX = 100_000

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final, Literal
 
-from control.bounds import ControlBounds
 from control.errors import BadRequest
 from control.facts import FEEDBACK
 from control.filters import read_uuid
 from control.scope import PROJECT, Query, read_time, text
+from schemas.settings import ControlBounds
 
 Kind = Literal["text", "number", "boolean", "time", "uuid"]
 

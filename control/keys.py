@@ -20,7 +20,6 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control import metrics
-from control.bounds import ControlBounds
 from control.database import Database, Project, SnapshotState, StoredKey, database_url
 from control.errors import BadRequest, Conflict, ControlError, NotFound, shown
 from schemas.ids import new_id
@@ -34,7 +33,7 @@ from schemas.keys import (
     hash_key,
     make_key,
 )
-from schemas.settings import SharedSettings
+from schemas.settings import ControlBounds, SharedSettings
 
 log = logging.getLogger("heliograph.control")
 

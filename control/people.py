@@ -58,7 +58,7 @@ def _conditions(query: Query, kind: Kind, filters: Filters, name: str | None) ->
         where += f" AND user_id IN {bound}"
         rolled += f" AND user_id IN {bound}"
         if kind == "users":
-            rolled += f" AND user_hash IN arrayMap(u -> cityHash64(u), {bound})"
+            rolled += f" AND user_hash IN (SELECT cityHash64(arrayJoin({bound})))"
     if name is not None:
         bound = query.bind("String", name)
         where += f" AND session_name = {bound}"

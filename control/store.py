@@ -12,11 +12,10 @@ from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
 from control import metrics
-from control.bounds import ControlBounds
 from control.errors import Busy, ControlError, QueryTimeout, QueryTooLarge, StoreDown
 from control.scope import PROJECT, Query
 from ingest.clickhouse import StoreError, connect, store_errors
-from schemas.settings import ClickHouseSettings
+from schemas.settings import ClickHouseSettings, ControlBounds
 
 T = TypeVar("T")
 Row = tuple[Any, ...]

@@ -65,11 +65,14 @@ class Seen:
     bound: int
     stored: int
     """Rows that came of this load, those of calls whose answer the client did not see included."""
+    oldest_lost_ms: float
+    """How long before the kill the oldest of the lost was answered."""
     twice: int
     back_s: float
     visible_again_s: float
     settled_s: float
     """From the load's end until every event was confirmed."""
+    sums_equal: bool
     broken: list[str] = field(default_factory=list)
 
 
@@ -266,8 +269,9 @@ def _one(
     with load(made, folder, whole.ports.edge, core=core, rate=options.rate) as calls:
         began = time.monotonic()
         time.sleep(moment_s)
-        killed_s = time.time()
+        began_s = time.time()
         back_s = kill.do(whole)
+        killed_s = whole.killed_s if kill.may_lose else began_s
         time.sleep(max(options.seconds - (time.monotonic() - began), options.seconds / 3))
         outcome = calls.end()
     ended = time.monotonic()
@@ -275,9 +279,10 @@ def _one(
     settled_s = time.monotonic() - ended
     stored = counts.read_stored(whole.sql, whole.data)
     linger_ms = SharedSettings.model_fields["spool"].default.linger_ms
-    bound = counts.lost_at_most(options.rate, linger_ms) if kill.may_lose else 0
+    bound = counts.lost_at_most(options.rate, linger_ms, outcome.answered, killed_s=killed_s) if kill.may_lose else 0
     lost, twice = counts.lost(outcome.answered, stored), counts.twice(stored)
-    broken = counts.problems(stored)
+    unequal = counts.problems(stored)
+    broken = list(unequal)
     if len(lost) > bound:
         broken.append(f"{len(lost)} answered calls have no row, {bound} at most may")
     if outcome.failed and not kill.takes_edge:
@@ -292,10 +297,12 @@ def _one(
         lost=len(lost),
         bound=bound,
         stored=len(new),
+        oldest_lost_ms=counts.oldest_lost_ms(outcome.answered, lost, killed_s=killed_s),
         twice=len(twice),
         back_s=back_s,
         visible_again_s=counts.visible_again_s(outcome.answered, stored, killed_s=killed_s),
         settled_s=settled_s,
+        sums_equal=not unequal,
         broken=broken,
     )
 
@@ -326,23 +333,22 @@ def _holds(look: Callable[[], bool]) -> bool:
 
 def report(seen: Sequence[Seen], *, rate: float) -> list[str]:
     """The table, and under it the rules as they were applied."""
-    lines = [[
-        "killed", "answered", "failed", "rows", "lost", "at most", "twice", "sums equal", "back, s", "visible again, s",
-        "settled, s", "",
-    ]]  # fmt: skip
+    header = ["killed", "answered", "failed", "rows", "lost", "at most", "oldest, ms", "twice", "sums equal", "back, s"]
+    lines = [[*header, "visible again, s", "settled, s", ""]]
     for one in seen:
-        lines.append([
-            one.name, f"{one.answered:,}", f"{one.failed:,}", f"{one.stored:,}", str(one.lost), str(one.bound),
-            str(one.twice), "no" if one.broken else "yes", f"{one.back_s:.1f}", f"{one.visible_again_s:.1f}",
-            f"{one.settled_s:.1f}", "BROKEN" if one.broken else "ok",
-        ])  # fmt: skip
+        oldest, sums = f"{one.oldest_lost_ms:.0f}" if one.lost else "-", "yes" if one.sums_equal else "no"
+        lost = [str(one.lost), str(one.bound), oldest, str(one.twice)]
+        calls = [one.name, f"{one.answered:,}", f"{one.failed:,}", f"{one.stored:,}"]
+        times = [f"{seconds:.1f}" for seconds in (one.back_s, one.visible_again_s, one.settled_s)]
+        lines.append([*calls, *lost, sums, *times, "BROKEN" if one.broken else "ok"])
     linger_ms = SharedSettings.model_fields["spool"].default.linger_ms
     return [
         "",
         *aligned(lines),
         "",
-        f"lost at most: {rate:g} calls/s × {linger_ms:g} ms, rounded up, and the call just being ended "
-        f"= {counts.lost_at_most(rate, linger_ms)}, where the edge dies by SIGKILL; else none.",
+        f"lost at most: {rate:g} calls/s × {linger_ms:g} ms, or what was answered in the last {linger_ms:g} ms before the "
+        "kill where that is more, and the call just being ended; where the edge dies by SIGKILL, else none.",
+        "oldest: how long before the kill the oldest lost call was answered.",
         "rows: of this load, with those of calls whose answer the client did not live to see whole.",
         "sums equal: rows = bodies = attempts = ledger = spool offsets = each rollup's requests, tokens and cost, "
         "over everything since the first call.",

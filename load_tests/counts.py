@@ -4,7 +4,7 @@
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -20,7 +20,6 @@ Sql = Callable[[str], Sequence[tuple[Any, ...]]]
 ROLLUPS = {
     "requests_by_minute": "FROM requests",
     "requests_by_hour": "FROM requests",
-    "users_by_hour": "FROM requests",
     "users_by_day": "FROM requests",
     "sessions_by_day": "FROM requests WHERE session_id != ''",
     "properties_by_hour": "FROM requests ARRAY JOIN properties AS property",
@@ -125,9 +124,16 @@ def settled(spools: Mapping[str, Spool]) -> bool:
     return all(spool.committed == spool.end for spool in spools.values())
 
 
-def lost_at_most(rate: float, linger_ms: float) -> int:
-    """Events that a `kill -9` of the edge may take with it: those of one group, and the call just being ended."""
-    return ceil(rate * linger_ms / 1000) + 1
+def lost_at_most(rate: float, linger_ms: float, answered: Mapping[str, float], *, killed_s: float) -> int:
+    """Events that a `kill -9` of the edge may take with it: those of one group, and the call just being ended. A machine
+    that stalls and then catches up ends more calls within a group's time than the rate says."""
+    within = sum(killed_s - linger_ms / 1000 <= at <= killed_s for at in answered.values())
+    return max(ceil(rate * linger_ms / 1000), within) + 1
+
+
+def oldest_lost_ms(answered: Mapping[str, float], lost: Iterable[str], *, killed_s: float) -> float:
+    """How long before the kill the oldest lost call was answered; 0 when none is lost."""
+    return max((0.0, *((killed_s - answered[id_]) * 1000 for id_ in lost)))
 
 
 def lost(answered: Mapping[str, float], stored: Stored) -> set[str]:

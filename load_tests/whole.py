@@ -37,7 +37,7 @@ POLL_S = 0.05
 
 _UP = "Ctrl-C stops"
 _READY_WORDS = {"worker": b"ready", "planner": b"planner is ready"}
-_OURS = ("HELIOGRAPH_", "EDGE_", "PLANNER_", "WORKER_", "CONTROL_", "METRICS_", "PROMETHEUS_")
+_OURS = ("HELIOGRAPH_", "EDGE_", "PLANNER_", "WORKER_", "CONTROL_", "METRICS_", "SHIPPER_", "PROMETHEUS_")
 
 
 class Ports(NamedTuple):
@@ -82,6 +82,8 @@ class Whole:
         }
         self.edge_url = f"http://127.0.0.1:{ports.edge}"
         self.control_url = f"http://127.0.0.1:{ports.control}"
+        self.killed_s = 0.0
+        """When something was last killed, Unix time."""
         self._process: subprocess.Popen[bytes] | None = None
         self._sessions: set[int] = set()
         self._client: Client | None = None
@@ -174,7 +176,12 @@ class Whole:
     def pids(self, name: str) -> list[int]:
         """A program's process and its children's."""
         pid = self._states()[name]["pid"]
-        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))] if pid else []
+        if not pid:
+            return []
+        try:
+            return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+        except psutil.NoSuchProcess:  # it has just ended
+            return []
 
     def all_pids(self) -> list[int]:
         """Everything, `up` first."""
@@ -185,6 +192,7 @@ class Whole:
         """kill -9, all of them within a millisecond or so."""
         self.disconnect()
         self._note_sessions()
+        self.killed_s = time.time()
         for pid in pids:
             _kill(pid)
         if self.up_pid in pids:

@@ -141,7 +141,10 @@ class KafkaSettings(Group):
     enriched_retention_hours: int = Field(168, ge=1, le=87_600, description="how long enriched events stay, h")
     dead_retention_hours: int = Field(720, ge=1, le=87_600, description="how long dead letters stay, h")
     record_bytes_max: int = Field(
-        2 * MIB, ge=MIB, le=64 * MIB, description="largest batch of records a topic takes (its max.message.bytes), bytes"
+        2 * MIB,
+        ge=MIB,
+        le=64 * MIB,
+        description="largest batch of records a topic takes (its max.message.bytes), bytes",
     )
     fetch_bytes: int = Field(
         MIB, ge=16 * KIB, le=64 * MIB, description="most bytes of one answer to a worker that reads a batch"
@@ -348,6 +351,27 @@ class WorkerSettings(BaseSettings):
     price_overrides: Path | None = Field(None, description="file of prices of your own (docs/pricing.md)")
 
 
+class ControlBounds(Group):
+    """What one query, one body and one filter may cost at most."""
+
+    queries: int = Field(8, ge=1, le=256, description="queries that run at once; each holds a thread and a connection")
+    queries_waiting: int = Field(64, ge=0, description="queries that may wait for one of them; more are refused, 503")
+    query_memory_bytes: int = Field(2 * GIB, ge=64 * MIB, description="memory of one query in ClickHouse, bytes")
+    query_read_rows: int = Field(2_000_000_000, ge=1000, description="rows one query may read")
+    query_read_bytes: int = Field(64 * GIB, ge=MIB, description="bytes one query may read, unpacked")
+    answer_bytes: int = Field(16 * MIB, ge=64 * KIB, description="bodies in one answer of several requests, bytes")
+    body_bytes: int = Field(256 * KIB, ge=4 * KIB, description="largest body of a call to this API, bytes")
+    filter_nodes: int = Field(200, ge=1, description="most nodes of a filter tree")
+    filter_depth: int = Field(40, ge=1, le=200, description="deepest filter tree")
+    filter_values: int = Field(100, ge=1, description="most values of one filter")
+    value_bytes: int = Field(4 * KIB, ge=16, description="longest value of a filter, bytes")
+    database_timeout_s: Seconds = Field(5, description="longest wait for projects and keys, s")
+    redis_timeout_s: Seconds = Field(2, description="longest wait for Redis, s")
+    reconcile_s: Seconds = Field(3, description="how often the keys in Redis are compared with the database, s")
+    ready_timeout_s: Seconds = Field(3, description="longest wait for one part of /readyz, s")
+    property_bytes: int = Field(KIB, ge=16, description="longest value of a property said of a request later, bytes")
+
+
 class ControlSettings(BaseSettings):
     """The API that people and dashboards read."""
 
@@ -364,6 +388,7 @@ class ControlSettings(BaseSettings):
     query_timeout_s: Seconds = Field(10, description="longest query, s")
     query_rows_max: int = Field(1000, ge=1, le=100_000, description="most rows of one page")
     default_range_days: int = Field(30, ge=1, description="time range of a query that names none, days")
+    bounds: ControlBounds = ControlBounds()
     freshness_ready_s: Seconds = Field(
         60, description="/readyz says not ready when the oldest unstored event is older, s"
     )

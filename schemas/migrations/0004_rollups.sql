@@ -1,5 +1,6 @@
--- Sums and quantile states by minute and by hour, without users: with them a row of the minute is a request again (0005). Each has a window of tokens of
--- its own, or a repeated batch would count twice. A token class that no request reported stays unknown: `known_…` tells.
+-- Sums and quantile states by minute and by hour, without users: with them a row of the minute is a request again (0005
+-- has users by day). Each rollup has a window of tokens of its own, or a repeated batch would count twice. A token class
+-- that no request reported stays unknown: the `known_…` columns tell.
 
 CREATE TABLE IF NOT EXISTS requests_by_minute (
     project_id   LowCardinality(String),
@@ -96,39 +97,3 @@ SELECT
     quantilesTDigestState(0.5, 0.9, 0.95, 0.99)(requests.first_token_ms) AS first_token_ms
 FROM requests
 GROUP BY project_id, hour, model, provider, status, outcome;
-
-CREATE TABLE IF NOT EXISTS users_by_hour (
-    project_id   LowCardinality(String),
-    hour         DateTime('UTC') CODEC(Delta, ZSTD(1)),
-    user_id      String CODEC(ZSTD(1)),
-    outcome      Enum8('success' = 1, 'error' = 2, 'cancelled' = 3, 'refused' = 4, 'timeout' = 5),
-    requests       SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
-    input_tokens   SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
-    output_tokens  SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
-    known_usage    SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
-    cost_usd       SimpleAggregateFunction(sum, Decimal(38, 10)) CODEC(ZSTD(1)),
-    known_cost     SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
-    first_seen     SimpleAggregateFunction(min, DateTime64(3, 'UTC')) CODEC(ZSTD(1)),
-    last_seen      SimpleAggregateFunction(max, DateTime64(3, 'UTC')) CODEC(ZSTD(1))
-)
-ENGINE = {{engine AggregatingMergeTree}}
-PARTITION BY toStartOfMonth(hour)
-ORDER BY (project_id, hour, user_id, outcome)
-SETTINGS {{dedup}}, ttl_only_drop_parts = 1;
-
-CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_users TO users_by_hour AS
-SELECT
-    project_id,
-    toStartOfHour(created_at) AS hour,
-    user_id,
-    outcome,
-    count() AS requests,
-    sum(ifNull(requests.input_tokens, 0)) AS input_tokens,
-    sum(ifNull(requests.output_tokens, 0)) AS output_tokens,
-    countIf(usage_source != 'none') AS known_usage,
-    sum(toDecimal128(ifNull(requests.cost_usd, 0), 10)) AS cost_usd,
-    countIf(isNotNull(requests.cost_usd)) AS known_cost,
-    min(created_at) AS first_seen,
-    max(created_at) AS last_seen
-FROM requests
-GROUP BY project_id, hour, user_id, outcome;

@@ -1,7 +1,6 @@
 import pytest
 
-from control.bounds import ControlBounds
-from schemas.settings import SharedSettings
+from schemas.settings import ControlBounds, SharedSettings
 from tests.control.world import World, opened
 
 INJECTIONS = [

@@ -1,3 +1,4 @@
+import asyncio
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from control import models
 from control.pipeline import PartitionView
 from ingest.log import LogUnavailable, Plan
 from schemas.batch import Partition
-from schemas.settings import ClickHouseSettings, RedisSettings, SharedSettings
+from schemas.settings import ClickHouseSettings, ControlBounds, RedisSettings, SharedSettings
 from tests.control.world import NOW_MS, World, opened
 
 
@@ -147,9 +148,12 @@ async def test_the_store_down_is_503_and_never_a_hang(shared: SharedSettings) ->
 
 
 async def test_the_database_down_is_503_and_not_a_401(shared: SharedSettings, tmp_path: Path) -> None:
-    async with opened(shared) as world:
+    async with opened(shared, bounds=ControlBounds(reconcile_s=3600)) as world:
         client = await world.client()
-        await world.app.state.services.keys.database.close()
+        held = world.app.state.services.keys.database
+        while held.engine.pool.checkedout():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await held.close()
         database = shared.data_dir / "control.db"
         for path in shared.data_dir.glob("control.db-*"):
             path.unlink()

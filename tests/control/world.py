@@ -10,12 +10,11 @@ from typing import Any, Literal
 import httpx
 
 from control.app import create_app
-from control.bounds import ControlBounds
 from control.keys import Keys
 from control.pipeline import LogView
 from ingest.clickhouse import connect
 from schemas.ids import new_id
-from schemas.settings import ControlSettings, SharedSettings
+from schemas.settings import ControlBounds, ControlSettings, SharedSettings
 
 NOW_MS = int(datetime.now(UTC).timestamp() * 1000)
 HOUR_MS = 3_600_000

@@ -34,8 +34,8 @@ def test_what_adds_up_has_no_problem() -> None:
     [
         pytest.param({"rows": {**WHOLE.rows, "id-0": Row(2, 100.0)}}, "2 rows in requests for id-0", id="a row twice"),
         pytest.param(
-            {"sums": {"users_by_hour": ((6, 60, 24, 1), (5, 50, 20, 1))}},
-            "users_by_hour: 6 requests",
+            {"sums": {"users_by_day": ((6, 60, 24, 1), (5, 50, 20, 1))}},
+            "users_by_day: 6 requests",
             id="a rollup twice",
         ),
         pytest.param({"bodies": (6, 5)}, "bodies: 6 rows of 5", id="a body twice"),
@@ -94,7 +94,20 @@ def test_an_answered_call_without_a_row_is_lost_and_a_row_nobody_saw_answered_is
     ],
 )
 def test_the_bound_is_one_group_and_the_call_just_being_ended(rate: float, linger_ms: float, events: int) -> None:
-    assert counts.lost_at_most(rate, linger_ms) == events
+    assert counts.lost_at_most(rate, linger_ms, {"id-0": 99.0}, killed_s=100.0) == events
+
+
+def test_calls_that_ended_together_in_the_last_group_are_all_within_the_bound_and_older_ones_are_not() -> None:
+    answered = {"old": 99.985, **{f"id-{number}": 99.995 for number in range(7)}}
+
+    assert counts.lost_at_most(100, 10, answered, killed_s=100.0) == 8
+
+
+def test_the_age_of_the_oldest_lost_call_is_told() -> None:
+    answered = {"id-0": 99.9, "id-1": 99.98}
+
+    assert counts.oldest_lost_ms(answered, ["id-1"], killed_s=100.0) == pytest.approx(20)
+    assert counts.oldest_lost_ms(answered, [], killed_s=100.0) == 0
 
 
 def test_all_is_visible_again_when_the_last_late_row_has_come() -> None:

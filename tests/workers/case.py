@@ -166,7 +166,7 @@ SELECT tuple(
     (SELECT count() FROM attempts WHERE project_id = %(project)s),
     (SELECT sum(requests) FROM requests_by_minute WHERE project_id = %(project)s),
     (SELECT sum(requests) FROM requests_by_hour WHERE project_id = %(project)s),
-    (SELECT sum(requests) FROM users_by_hour WHERE project_id = %(project)s),
+    (SELECT sum(requests) FROM users_by_day WHERE project_id = %(project)s),
     (SELECT count() FROM batches WHERE topic IN (%(topic)s, %(dead)s)),
     (SELECT count() FROM dead_letters WHERE topic = %(topic)s),
     (SELECT toString(toDecimal128(ifNull(sum(cost_usd), 0), 10)) FROM requests WHERE project_id = %(project)s),
