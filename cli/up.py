@@ -91,6 +91,10 @@ def _run(
         if not stop.asked:
             _welcome(edge, control, metrics, folder, time.monotonic() - started)
             _watch(processes, stop)
+        if processes.manager_ended:
+            errors.print("[bold red]The process manager is gone[/]; what it ran is ending. Start again when this ends.")
+            processes.wait_orphans()
+            raise typer.Exit(1)
         _stop(processes, stop)
 
 
@@ -206,14 +210,13 @@ def _welcome(
 
 
 def _watch(processes: Processes, stop: "_Stop") -> None:
-    """Say what dies and what comes back, until asked to stop."""
+    """Say what dies and what comes back, until asked to stop or until the process manager is gone."""
     known = {state.name: state for state in processes.states()}
     down: set[str] = set()
     while not stop.wait(_WATCH_S):
         try:
             states = processes.states()
         except OSError:
-            errors.print("[bold red]The process manager is gone; stopping.[/]")
             return
         for state in states:
             _report(known[state.name], state, down)

@@ -4,6 +4,7 @@ supervisor itself is a child of `heliograph up` and ends with it. Each process w
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,8 @@ _LOG_BYTES = 10 * 1024 * 1024
 _LOG_BACKUPS = 2
 _SOCKET_PATH_MAX = 100
 _START_TIMEOUT_S = 10.0
+_ENDINGS_BYTES = 64 * 1024
+_ORPHANS_TIMEOUT_S = 60.0
 
 
 class Program(NamedTuple):
@@ -103,6 +106,13 @@ class Processes:
         Raises:
             StartFailed: it died, or was not ready in time.
         """
+        try:
+            self._start(program, timeout_s)
+        except OSError as error:
+            told = _tail(self._logs / "supervisor.log")
+            raise StartFailed(f"{program.name}: the process manager is gone; the end of its log:\n{told}") from error
+
+    def _start(self, program: Program, timeout_s: float) -> None:
         self._rpc.supervisor.startProcess(program.name, False)
         deadline = time.monotonic() + timeout_s
         restarts: set[int] = set()
@@ -117,13 +127,14 @@ class Processes:
 
     def states(self) -> list[State]:
         """How each process is now."""
+        endings = _endings(self._logs / "supervisor.log")
         return [
             State(
                 info["name"],
                 info["statename"] == "RUNNING",
                 int(info["pid"]),
                 float(info["start"]),
-                _ending(int(info["exitstatus"])) if info["stop"] else "",
+                endings.get(info["name"], "") if info["stop"] else "",
             )
             for info in self._rpc.supervisor.getAllProcessInfo()
         ]
@@ -136,6 +147,22 @@ class Processes:
                 say(program.name)
             except (Fault, OSError):  # was not running, or supervisor is gone with it
                 continue
+
+    @property
+    def manager_ended(self) -> bool:
+        return self._supervisor is not None and self._supervisor.poll() is not None
+
+    def wait_orphans(self) -> None:
+        """Once the process manager is gone, wait for what it has left: each process was told to end with it."""
+        assert self._supervisor is not None
+        session = self._supervisor.pid  # it led it, and nothing of ours leaves it
+        deadline = time.monotonic() + _ORPHANS_TIMEOUT_S
+        while left := _of_session(session):
+            if time.monotonic() > deadline:
+                for pid in left:
+                    _kill_group(pid)
+                return
+            time.sleep(0.1)
 
     def kill(self) -> None:
         """End everything at once."""
@@ -205,13 +232,29 @@ def _quoted(word: str) -> str:
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _ending(status: int) -> str:
-    if status < 0:
+def _endings(log: Path) -> dict[str, str]:
+    """How each process last ended, from the newest part of supervisor's log: its RPC knows no signals, and forgets an
+    exit status at the next start."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _ENDINGS_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return {}
+    return dict(re.findall(r"(?:exited|stopped): (\S+) \(([^;)]+)", text))
+
+
+def _of_session(session: int) -> list[int]:
+    import psutil  # type: ignore[import-untyped,unused-ignore]  # only needed when the process manager has died
+
+    found = []
+    for process in psutil.process_iter(["status"]):
         try:
-            return f"killed by {signal.Signals(-status).name}"
-        except ValueError:
-            return f"killed by signal {-status}"
-    return f"exit status {status}"
+            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (ProcessLookupError, PermissionError):
+            continue
+    return found
 
 
 def _tail(path: Path, lines: int = 15) -> str:
