@@ -17,13 +17,14 @@ from cli.environment import console, data_dir, embedded, errors, read_env_file, 
 from infra.local import clickhouse, ports, valkey
 from infra.local.errors import LocalError, NotReady
 from infra.local.lock import hold
-from infra.local.processes import Processes, Program, StartFailed, State
+from infra.local.processes import Processes, Program, StartFailed, State, wait_predecessor
 from schemas.settings import ControlSettings, EdgeSettings, MetricsSettings, SharedSettings, load
 
 _READY_TIMEOUT_S = 90.0
 _WATCH_S = 0.5
 _AT_ONCE_WITHIN_S = 10.0
 _PREDECESSOR_S = 2.0
+_PREDECESSOR_ENDS_S = 45.0
 
 
 def up() -> None:
@@ -36,6 +37,7 @@ def up() -> None:
     stop = _Stop()
     try:
         with hold(data_dir(), wait_s=_PREDECESSOR_S):
+            wait_predecessor(data_dir(), timeout_s=_PREDECESSOR_ENDS_S)
             ports.forget_taken(data_dir())
             servers = embedded()
             shared = shared_settings()

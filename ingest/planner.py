@@ -60,6 +60,8 @@ class _Lane(msgspec.Struct):
     waiting_since: float | None = None
     """When the oldest uncut event was first seen."""
     recent: list[Confirmation] = []
+    store_away: bool = False
+    """The ledger did not answer last time: what was at hand in the workers has most likely failed with it."""
 
 
 class Planner:
@@ -158,12 +160,20 @@ class Planner:
         """Step 1."""
         if not lane.outstanding:
             return
-        confirmed = await asyncio.to_thread(self._ledger.confirmed, partition, min(lane.outstanding))
+        try:
+            confirmed = await asyncio.to_thread(self._ledger.confirmed, partition, min(lane.outstanding))
+        except StoreError:
+            lane.store_away = True
+            raise
         for confirmation in confirmed:
             if lane.outstanding.pop(confirmation.batch.first, None) is not None:
                 lane.done.add(confirmation.batch.first)
                 lane.recent.append(confirmation)
                 metrics.batches_confirmed.inc()
+        if lane.store_away:
+            lane.store_away = False
+            for waiting in lane.outstanding.values():
+                waiting.times = 0  # handed out again now rather than when overdue; a repeat is harmless
         batches = lane.plan.batches(partition)
         contiguous = 0
         while contiguous < len(batches) and batches[contiguous].first in lane.done:

@@ -1,7 +1,9 @@
 """The spool's writing side: one per edge process, the first durable place of every event.
 
-Events are appended to a list on the event loop; a thread takes the whole list every few milliseconds, writes it once
-and syncs it once. What a `kill -9` can lose is what was in that list: at most `linger_ms` of events.
+Events are appended to a list on the event loop; a thread takes the whole list every few milliseconds and writes it
+once, another syncs what was written. What a `kill -9` can lose is what was in that list: at most `linger_ms` of events.
+What power loss can lose is what was not synced: a disk may take tens of milliseconds to do that (72 seen), which is why
+writing does not wait for it.
 
 When the disk is the limit: a full list makes the end of a call wait for the next group. When the folder is the limit
 (nothing takes the events away): from nine tenths of `bytes_max` on events go in without their bodies, beyond it they
@@ -58,10 +60,15 @@ class Spool:
         self.dropped = dropped_events(folder)
         """Events refused because the spool was full, since it was made."""
         self._descriptor, self._segment_bytes, self.durable = _recover(folder)
-        """`durable`: the next offset after the newest event on disk."""
+        """`durable`: the next offset after the newest event that a kill of this process leaves behind."""
         self._recount()
+        self._unsynced = threading.Event()
+        # Held around each sync and each change of file.
+        self._syncing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
+        if settings.fsync == "group":
+            threading.Thread(target=self._sync, name="spool sync", daemon=True).start()
 
     def append(self, payload: bytes) -> bool:
         """Take an event; it is durable within `linger_ms`. False: the spool is full and the event was dropped."""
@@ -99,7 +106,11 @@ class Spool:
         if self._thread.is_alive():
             log.error("the spool's last events could not be written", extra={"bytes": self.queue_bytes})
             return
-        os.close(self._descriptor)
+        with self._syncing:
+            if self.settings.fsync == "group":
+                os.fdatasync(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
         os.close(self._lock)
 
     def __repr__(self) -> str:
@@ -154,8 +165,6 @@ class Spool:
         try:
             while view:
                 view = view[os.write(self._descriptor, view) :]
-            if self.settings.fsync == "group":
-                os.fdatasync(self._descriptor)
         except OSError as error:
             if not self._failing:
                 log.error("the spool's disk does not take events; trying on", extra={"error": str(error)})
@@ -166,7 +175,23 @@ class Spool:
             log.warning("the spool's disk takes events again")
             self._failing = False
         self._segment_bytes += len(data)
+        self._unsynced.set()
         return True
+
+    def _sync(self) -> None:
+        """What has been written survives a `kill -9` at once, and power loss once this has been by: a disk that takes
+        long to sync must not keep the next groups in memory meanwhile."""
+        while not self._stopping:
+            self._unsynced.wait(_RECOUNT_S)
+            if self._unsynced.is_set():
+                self._unsynced.clear()
+                with self._syncing:
+                    if self._descriptor < 0:
+                        return
+                    try:
+                        os.fdatasync(self._descriptor)
+                    except OSError as error:
+                        log.error("the spool's disk could not be synced", extra={"error": str(error)})
 
     def _rotate(self) -> None:
         try:
@@ -174,8 +199,11 @@ class Spool:
         except OSError as error:
             log.error("no new spool file could be made; going on with the old", extra={"error": str(error)})
             return
-        os.close(self._descriptor)
-        self._descriptor, self._segment_bytes = descriptor, 0
+        with self._syncing:
+            if self.settings.fsync == "group":
+                os.fdatasync(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor, self._segment_bytes = descriptor, 0
 
     def _recount(self) -> None:
         self.disk_bytes = sum(_size(segment.path) for segment in frames.segments(self.folder))

@@ -194,6 +194,19 @@ class Processes:
             return []
 
 
+def wait_predecessor(folder: Path, *, timeout_s: float) -> None:
+    """Wait for the process manager of a killed `up` of this folder: its processes are ending, and hold ports until then."""
+    import psutil  # type: ignore[import-untyped,unused-ignore]
+
+    try:
+        pid = int((folder / "run" / "supervisor.pid").read_text())
+        process = psutil.Process(pid)
+        if str((folder / "run").absolute()) in " ".join(process.cmdline()):
+            process.wait(timeout_s)
+    except (OSError, ValueError, psutil.Error):
+        return
+
+
 def _config(programs: Sequence[Program], *, socket: Path, logs: Path) -> str:
     lines = [
         "[supervisord]",

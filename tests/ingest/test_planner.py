@@ -227,6 +227,20 @@ async def test_with_the_store_away_batches_are_cut_but_not_beyond_the_bound(
     assert log.plan.committed == 30
 
 
+async def test_when_the_store_is_back_its_batches_go_out_at_once(
+    log: MemoryLog, ledger: MemoryLedger, workers: Workers
+) -> None:
+    log.last = 10
+    one = planner(log, ledger, workers, AT_ONCE.model_copy(update={"overdue_s": 60.0}))
+    await turns(one)
+    ledger.away = True
+    with pytest.raises(StoreUnavailable):
+        await one.turn()
+    ledger.away = False
+    await turns(one)
+    assert ranges(workers.handed) == [(0, 9), (0, 9)]
+
+
 async def test_an_event_waits_for_company_no_longer_than_the_linger(
     log: MemoryLog, ledger: MemoryLedger, workers: Workers
 ) -> None:
