@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 import typer
 
-from cli.environment import console, data_dir, errors, read_env_file, shared_settings
+from cli.environment import console, data_dir, errors, read_env_file, settings_errors, shared_settings
+from schemas.settings import KafkaSettings
 
 
 def migrate() -> None:
@@ -22,6 +23,8 @@ def migrate() -> None:
     except StoreError as error:
         errors.print(f"[bold red]ClickHouse could not be migrated:[/] {error}")
         raise typer.Exit(1) from None
+    if shared.kafka.bootstrap_servers is not None:
+        done = [*done, *_migrate_topics(shared.kafka)]
     for name in done:
         console.print(f"  [green]✓[/] {name}")
 
@@ -31,6 +34,21 @@ def migrate() -> None:
 
     asyncio.run(control_data())
     console.print("Tables and control data are up to date." if done else "Everything was up to date.")
+
+
+def _migrate_topics(settings: KafkaSettings) -> list[str]:
+    from ingest.log import LogError
+    from ingest.topics import check_topics, migrate_topics
+
+    try:
+        with settings_errors():
+            done = asyncio.run(migrate_topics(settings))
+            for wrong in asyncio.run(check_topics(settings)):
+                errors.print(f"[yellow]{wrong}[/]")
+    except LogError as error:
+        errors.print(f"[bold red]Kafka's topics could not be migrated:[/] {error}")
+        raise typer.Exit(1) from None
+    return done
 
 
 _TIME = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]

@@ -23,6 +23,7 @@ app.add_typer(keys.keys_app, name="keys", rich_help_panel=_EVERYDAY)
 app.add_typer(keys.projects_app, name="projects", rich_help_panel=_EVERYDAY)
 
 app.command(rich_help_panel=_SERVICES)(services.edge)
+app.command(rich_help_panel=_SERVICES)(services.ship)
 app.add_typer(services.plan_app, name="plan", rich_help_panel=_SERVICES)
 app.command(rich_help_panel=_SERVICES)(services.worker)
 app.command(rich_help_panel=_SERVICES)(services.control)

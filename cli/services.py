@@ -2,15 +2,32 @@
 
 import asyncio
 import logging
+import os
 import signal
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import typer
 
-from cli.environment import console, settings_errors, shared_settings
+from cli.environment import console, errors, settings_errors, shared_settings
 from infra.local.tethered import tether
 from schemas import logs
-from schemas.settings import ControlSettings, EdgeSettings, MetricsSettings, PlannerSettings, WorkerSettings, load
+from schemas.settings import (
+    ControlSettings,
+    EdgeSettings,
+    MetricsSettings,
+    PlannerSettings,
+    SharedSettings,
+    ShipperSettings,
+    WorkerSettings,
+    load,
+)
+
+if TYPE_CHECKING:
+    from ingest.log import Log, RangeReader
 
 TETHERED = typer.Option(False, "--tethered", hidden=True, help="End when the parent process ends.")
 
@@ -18,6 +35,8 @@ TETHERED = typer.Option(False, "--tethered", hidden=True, help="End when the par
 def _begin(service: str, tethered: bool) -> None:
     if tethered:
         tether()
+        # Granian's worker would otherwise outlive a killed main, holding the port and the spool beside its successor.
+        os.register_at_fork(after_in_child=tether)
     shared = shared_settings()
     logs.set_up(service, level=shared.log_level, form=shared.log_format)
 
@@ -43,17 +62,31 @@ def plan(context: typer.Context, tethered: bool = TETHERED) -> None:
     _begin("planner", tethered)
     with settings_errors():
         settings = load(PlannerSettings)
-    asyncio.run(_plan(settings))
+    with settings_errors():  # what Kafka's settings lack shows when it is first spoken to
+        asyncio.run(_plan(settings))
 
 
 @plan_app.command("resume")
 def plan_resume() -> None:
     """Let planning go on after too many dead letters paused it."""
+    from ingest.kafka_log import KafkaPauses
+    from ingest.log import LogError
     from ingest.planner import resume
     from ingest.spool_log import SpoolLog
 
     shared = shared_settings()
-    reasons = asyncio.run(resume(SpoolLog(shared.data_dir / "spool", batch_events=1, batch_bytes=1)))
+    on_kafka = shared.kafka.bootstrap_servers is not None
+    try:
+        reasons = asyncio.run(
+            resume(
+                KafkaPauses(shared.kafka)
+                if on_kafka
+                else SpoolLog(shared.data_dir / "spool", batch_events=1, batch_bytes=1)
+            )
+        )
+    except LogError as error:
+        errors.print(f"[bold red]Nothing was resumed:[/] {error}")
+        raise typer.Exit(1) from None
     for reason in reasons:
         console.print(f"resumed; it was paused because {reason}")
     if not reasons:
@@ -63,17 +96,68 @@ def plan_resume() -> None:
 async def _plan(settings: PlannerSettings) -> None:
     from ingest.ledger import Ledger
     from ingest.planner import Planner
-    from ingest.spool_log import SpoolLog
-    from ingest.spool_plan import spool_owner
     from workers.sender import Sender
 
     shared = shared_settings()
-    spool = SpoolLog(shared.data_dir / "spool", batch_events=settings.batch_events, batch_bytes=settings.batch_bytes)
-    with spool_owner(shared.data_dir / "spool"):
-        planner = Planner(spool, Ledger(shared.clickhouse), Sender(shared).send, settings)
+    async with _open_log(shared, settings) as opened:
+        planner = Planner(opened, Ledger(shared.clickhouse), Sender(shared).send, settings)
         _on_stop(planner.stop)
         logging.getLogger("heliograph.planner").info("planner is ready")
         await planner.run()
+
+
+@asynccontextmanager
+async def _open_log(shared: SharedSettings, settings: PlannerSettings) -> "AsyncIterator[Log]":
+    """Kafka where it is named, else the spools of this machine."""
+    if shared.kafka.bootstrap_servers is None:
+        from ingest.spool_log import SpoolLog
+        from ingest.spool_plan import spool_owner
+
+        root = shared.data_dir / "spool"
+        with spool_owner(root):
+            yield SpoolLog(root, batch_events=settings.batch_events, batch_bytes=settings.batch_bytes)
+        return
+    from ingest.kafka_log import KafkaLog
+    from ingest.spool_plan import planner_slot
+
+    # Known in the group by machine and place on it, so that a planner that restarts has its partitions again at once.
+    with planner_slot(shared.data_dir) as slot:
+        kafka = KafkaLog(shared.kafka, batch_events=settings.batch_events, instance=f"{socket.gethostname()}-{slot}")
+        try:
+            yield kafka
+        finally:
+            await kafka.close()
+
+
+def ship(tethered: bool = TETHERED) -> None:
+    """Run the shipper: brings the events of this machine's spools to Kafka."""
+    _begin("shipper", tethered)
+    with settings_errors():
+        settings = load(ShipperSettings)
+    from ingest.log import LogError
+    from ingest.objects import Objects
+    from ingest.shipper import Shipper, ship_all
+
+    shared = shared_settings()
+    if shared.kafka.bootstrap_servers is None:
+        errors.print("HELIOGRAPH_KAFKA__BOOTSTRAP_SERVERS is not set: the spool itself is the log, nothing to ship.")
+        raise typer.Exit(2)
+    objects = Objects(shared.objects, shared.data_dir)
+    with settings_errors():
+        objects.open()
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    log = logging.getLogger("heliograph.shipper")
+    log.info("shipper is ready")
+    try:
+        with settings_errors():
+            ship_all(
+                shared.data_dir / "spool", lambda folder: Shipper(folder, shared.kafka, settings, objects), stopping
+            )
+    except LogError as error:
+        log.error("shipping has ended", extra={"error": str(error)})
+        raise typer.Exit(1) from None
 
 
 def worker(tethered: bool = TETHERED) -> None:
@@ -81,13 +165,22 @@ def worker(tethered: bool = TETHERED) -> None:
     _begin("worker", tethered)
     with settings_errors():
         settings = load(WorkerSettings)
-    from ingest.spool_log import SpoolReader
     from workers.app import create_app, run
 
     shared = shared_settings()
     with settings_errors():
-        app = create_app(shared, settings, lambda: SpoolReader(shared.data_dir / "spool"))
+        app = create_app(shared, settings, lambda: _open_reader(shared))
     run(app)
+
+
+def _open_reader(shared: SharedSettings) -> "RangeReader":
+    if shared.kafka.bootstrap_servers is None:
+        from ingest.spool_log import SpoolReader
+
+        return SpoolReader(shared.data_dir / "spool")
+    from ingest.kafka_reader import KafkaReader
+
+    return KafkaReader(shared.kafka)
 
 
 def control(tethered: bool = TETHERED) -> None:

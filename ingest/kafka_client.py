@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import logging
 import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,10 +15,13 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from ingest.log import LogUnavailable
+from ingest.log import LogError, LogUnavailable
 from schemas.settings import KafkaSaslSettings, KafkaSettings, KafkaTlsSettings, SettingsError
 
 _CLOSE_S = 2.0
+
+# What its lines say is raised to us as well. Without a handler Python would print them in commands that set up no log.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 
 def connection(settings: KafkaSettings) -> dict[str, Any]:
@@ -58,10 +62,30 @@ async def unavailable_as_ours(what: str, timeout_s: float) -> AsyncIterator[None
 
 
 def told(error: BaseException) -> str:
-    """An error of the client in a few words; its own text may be empty or a page long."""
+    """An error in a few words; a client's own text may be empty or a page long."""
     text = " ".join(str(error).split())[:200]
+    if isinstance(error, LogError):
+        return text
     name = type(error).__name__
     return text if name in text or not name else f"{name}: {text}" if text else name
+
+
+async def close(*steps: Callable[[], Awaitable[None]]) -> None:
+    """Let go of a client whatever state it is in, in at most `_CLOSE_S` for each step.
+
+    Some of its `stop`s wait for brokers that are away, and some raise the cancellation of their own tasks.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    for step in steps:
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await step()
+        except (TimeoutError, KafkaError, OSError):
+            continue
+        except asyncio.CancelledError:
+            if task.cancelling():  # it was us who were told to end
+                raise
 
 
 @asynccontextmanager
@@ -77,8 +101,7 @@ async def admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
             await client.start()
         yield client
     finally:
-        async with asyncio.timeout(_CLOSE_S):
-            await client.close()
+        await close(client.close)
 
 
 def tls_context(settings: KafkaTlsSettings) -> ssl.SSLContext:
@@ -162,6 +185,8 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
             with urllib.request.urlopen(asked, timeout=settings.oauth_timeout_s) as answer:  # noqa: S310
                 token = json.loads(answer.read())["access_token"]
         except (urllib.error.URLError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             # Never its text: some servers repeat what they were sent.
             raise OSError(f"no token from {settings.oauth_token_url}: {type(error).__name__}") from None
         return str(token)

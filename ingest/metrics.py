@@ -33,5 +33,14 @@ ship_lag_seconds = Gauge(
     multiprocess_mode="mostrecent",
 )
 ship_spool_bytes = Gauge(
-    "heliograph_ship_spool_bytes", "Size of a spool on disk, bytes, as its shipper sees it.", ["spool"], multiprocess_mode="mostrecent"
+    "heliograph_ship_spool_bytes",
+    "Size of a spool on disk, bytes, as its shipper sees it.",
+    ["spool"],
+    multiprocess_mode="mostrecent",
+)
+log_gap_offsets = Gauge(
+    "heliograph_log_gap_offsets",
+    "Offsets that Kafka deleted before they were planned; not 0: planning of the partition has stopped.",
+    ["partition"],
+    multiprocess_mode="mostrecent",
 )

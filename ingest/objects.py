@@ -9,10 +9,11 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 import obstore
@@ -39,12 +40,21 @@ class Objects:
     """An opened store. Safe to share between threads; open it after a fork, not before."""
 
     def __init__(self, settings: ObjectSettings, data_dir: Path) -> None:
-        """
+        self._timeout_s = settings.timeout_s
+        self._settings = settings
+        self._data_dir = data_dir
+
+    def open(self) -> None:
+        """Open the store now rather than at its first use.
+
         Raises:
             SettingsError: no store is to be had by these settings.
         """
-        self._timeout_s = settings.timeout_s
-        self._store = _open(settings, data_dir)
+        assert self._store is not None
+
+    @cached_property
+    def _store(self) -> "ObjectStore":
+        return _open(self._settings, self._data_dir)
 
     async def put(self, name: str, data: bytes) -> None:
         """Durable as the store makes it when this returns. The same name again is the same bytes again.
@@ -148,11 +158,12 @@ def _open(settings: ObjectSettings, data_dir: Path) -> "ObjectStore":
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             return LocalStore(folder)
         if settings.url.startswith("file://"):
-            return from_url(settings.url, mkdir=True)
+            return LocalStore(unquote(urlsplit(settings.url).path), mkdir=True)
         timeout = timedelta(seconds=settings.timeout_s)
+        options: Any = settings.options  # the store knows their names, and refuses others
         return from_url(
             settings.url,
-            config=settings.options,  # type: ignore[arg-type]  # names are checked by the store
+            config=options,
             client_options={"timeout": timeout, "connect_timeout": timeout},
             retry_config={"max_retries": _RETRIES, "retry_timeout": timeout},
         )

@@ -148,7 +148,7 @@ class SpoolReader:
             raise LogGap(f"batch {batch.token}: {segment.path.name} was freed while it was read") from None
         try:
             start = self._place(batch.where, segment, first, descriptor)
-            end = _walk_to(descriptor, start, last + 1)
+            end = walk_to(descriptor, start, last + 1)
             data = os.pread(descriptor, end.position - start.position, start.position)
         finally:
             os.close(descriptor)
@@ -169,7 +169,7 @@ class SpoolReader:
     def _place(self, partition: Partition, segment: Segment, offset: int, descriptor: int) -> Place:
         known = self._at.get(partition)
         place = known[1] if known and known[0] == segment and known[1].offset <= offset else Place(segment.first, 0)
-        return _walk_to(descriptor, place, offset)
+        return walk_to(descriptor, place, offset)
 
 
 class _Walk:
@@ -215,12 +215,12 @@ def last_place(segment: Segment, start: Place) -> Place:
     except FileNotFoundError:
         return start
     try:
-        return _walk_to(descriptor, start, None)
+        return walk_to(descriptor, start, None)
     finally:
         os.close(descriptor)
 
 
-def _walk_to(descriptor: int, start: Place, offset: int | None) -> Place:
+def walk_to(descriptor: int, start: Place, offset: int | None) -> Place:
     """The place of `offset`, or the last there is before it."""
     if start.offset == offset:
         return start

@@ -9,6 +9,7 @@ from pathlib import Path
 from ingest import frames
 from ingest.frames import Segment
 from ingest.log import LogGap, Record
+from ingest.spool_log import walk_to
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -98,9 +99,7 @@ class SpoolTail:
         self._segment = home
         place = frames.Place(home.first, 0)
         if place.offset < self.offset:
-            for place in frames.places(self._descriptor, place):
-                if place.offset == self.offset:
-                    break
+            place = walk_to(self._descriptor, place, self.offset)
         self._position = place.position
         if place.offset < self.offset and self._following() is None:
             # Planned further than the file reaches: a power loss cut it. The writer will begin a new one.

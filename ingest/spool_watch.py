@@ -45,7 +45,9 @@ class SpoolWatch:
     def look(self) -> None:
         """Set the gauges once."""
         spool = self._folder.name
-        metrics.ship_spool_bytes.labels(spool).set(sum(_size(segment.path) for segment in frames.segments(self._folder)))
+        metrics.ship_spool_bytes.labels(spool).set(
+            sum(_size(segment.path) for segment in frames.segments(self._folder))
+        )
         position = self._position
         if position is None:
             return

@@ -145,7 +145,7 @@ async def _create(client: AIOKafkaAdminClient, topic: Topic, settings: KafkaSett
     ((_, code, message, *_),) = response.topic_errors
     if code != _EXISTS:  # somebody was quicker
         _check(code, message)
-    while await _partitions(client, topic.name) is None:  # the broker that made it is not the one that tells of it
+    while await _partitions(client, topic.name) is None:  # noqa: ASYNC110 - the broker tells of it a little later
         await asyncio.sleep(settings.retry_backoff_ms / 1000)
     return [] if code == _EXISTS else [f"topic {topic.name}: made with {settings.partitions} partitions"]
 

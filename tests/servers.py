@@ -1,15 +1,19 @@
 """Real servers for tests: children started by the same entries as `heliograph up`, ended by their pid."""
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
 from pydantic import SecretStr
 
-from infra.local import clickhouse, valkey
-from schemas.settings import ClickHouseSettings
+from infra.local import clickhouse, kafka, kafka_jars, valkey
+from infra.local.errors import CannotStart
+from schemas.settings import ClickHouseSettings, KafkaSaslSettings, KafkaSettings
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -73,6 +77,13 @@ def valkey_child(server: valkey.ValkeyServer) -> Child:
     )
 
 
+def kafka_child(server: kafka.KafkaServer) -> Child:
+    return Child(
+        lambda: kafka.command(server),
+        lambda timeout_s, alive: kafka.wait_ready(server, timeout_s, alive=alive),
+    )
+
+
 @contextmanager
 def running(child: Child) -> Iterator[Child]:
     try:
@@ -100,6 +111,45 @@ def running_valkey(folder: Path) -> Iterator[str]:
     server = valkey.prepare(folder)
     with running(valkey_child(server)):
         yield server.url
+
+
+class RunningKafka(NamedTuple):
+    """A broker that a test may kill and bring back."""
+
+    child: Child
+    settings: KafkaSettings
+
+
+@contextmanager
+def running_kafka(folder: Path) -> Iterator[RunningKafka]:
+    """The real broker on its own free port, without any topic yet. Without Java or Maven a test is skipped on a
+    laptop, and fails in CI."""
+    try:
+        kafka_jars.java()
+        kafka_jars.jars()
+    except CannotStart as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    server = kafka.prepare(folder)
+    with running(kafka_child(server)) as child:
+        yield RunningKafka(child, kafka_settings_of(server))
+
+
+def kafka_settings_of(server: kafka.KafkaServer) -> KafkaSettings:
+    return KafkaSettings(
+        bootstrap_servers=server.bootstrap_servers,
+        replication_factor=1,
+        min_insync_replicas=1,
+        partitions=3,
+        security_protocol="SASL_PLAINTEXT",
+        sasl=KafkaSaslSettings(username=server.user, password=SecretStr(server.password)),
+        transaction_timeout_s=2,
+        session_timeout_s=2,
+        heartbeat_s=0.2,
+        request_timeout_s=3,
+        call_timeout_s=8,
+    )
 
 
 def settings_of(server: clickhouse.ClickHouseServer) -> ClickHouseSettings:

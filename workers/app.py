@@ -18,6 +18,7 @@ from kombu.entity import Queue
 
 from ingest.clickhouse import StoreRefused, StoreUnavailable
 from ingest.log import LogGap, LogUnavailable, RangeReader
+from ingest.objects import Objects
 from pricing.overrides import BadOverrides, parse_overrides
 from pricing.prices import PriceBook
 from schemas.batch import ENRICH_TASK, Batch
@@ -220,6 +221,7 @@ class _Process:
                 reader=self._open_reader(),
                 prices=self._prices,
                 keep_days=self._shared.retention.requests_days,
+                objects=Objects(self._shared.objects, self._shared.data_dir),
             )
         return self._services
 

@@ -10,13 +10,15 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import msgspec
 from billiard.exceptions import SoftTimeLimitExceeded  # type: ignore[import-untyped]
 
 from ingest.log import RangeReader, Record
+from ingest.objects import Objects, with_bodies
 from pricing.prices import PriceBook
 from schemas.batch import Batch, Confirmation
 from schemas.event import BadEvent, Event, unpack
@@ -37,6 +39,8 @@ class Services(msgspec.Struct, frozen=True):
     prices: PriceBook
     keep_days: int
     """How long requests are kept: an older event is not stored."""
+    objects: Objects | None = None
+    """Where large bodies are that did not travel with their events."""
 
     def close(self) -> None:
         self.reader.close()
@@ -60,9 +64,10 @@ def enrich(batch: Batch, services: Services) -> Confirmation:
         return standing.confirmation
     with _step("read"):
         records = services.reader.read(batch)
+        bodies = {} if services.objects is None else services.objects.bodies_of(records)
     with _step("compute"):
         window = rows.window_at(now_ms(), keep_days=services.keep_days)
-        computed = compute(records, prices=services.prices, window=window, dead=standing.dead)
+        computed = compute(records, prices=services.prices, window=window, dead=standing.dead, bodies=bodies)
     with _step("insert"):
         work = stored_batch(batch, computed, services.store)
         confirmation = services.store.insert(work)
@@ -100,13 +105,19 @@ class Computed(msgspec.Struct):
 
 
 def compute(
-    records: Sequence[Record], *, prices: PriceBook, window: rows.Window, dead: frozenset[int] = frozenset()
+    records: Sequence[Record],
+    *,
+    prices: PriceBook,
+    window: rows.Window,
+    dead: frozenset[int] = frozenset(),
+    bodies: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Computed:
     """Rows and dead letters of one batch's records. Pure.
 
     Args:
         window: the times that events may bear.
         dead: offsets that are dead letters already and stay so.
+        bodies: large bodies by the references of their events. They are read for the usage and stay where they are.
     """
     computed = Computed(events=len(records))
     for record in records:
@@ -116,7 +127,7 @@ def compute(
         event: Event | None = None
         try:
             event = _unpacked(record)
-            made = rows.rows_of(event, prices=prices, window=window)
+            made = rows.rows_of(event, whole=with_bodies(event, bodies), prices=prices, window=window)
         except _FROM_OUTSIDE:
             raise
         except rows.Poison as poison:

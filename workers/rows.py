@@ -83,8 +83,11 @@ class Said(NamedTuple):
     prices_as_of: str | None = None
 
 
-def rows_of(event: Event, *, prices: PriceBook, window: Window) -> EventRows:
+def rows_of(event: Event, *, prices: PriceBook, window: Window, whole: Event | None = None) -> EventRows:
     """The rows of one event.
+
+    Args:
+        whole: the same event with the bodies that were moved to the object store, where there are such.
 
     Raises:
         Poison: it can never become rows.
@@ -96,7 +99,7 @@ def rows_of(event: Event, *, prices: PriceBook, window: Window) -> EventRows:
     if not window.first_ms <= created_ms < window.end_ms:
         reason = "too_old" if created_ms < window.first_ms else "in_future"
         raise Poison(reason, f"created_ms {created_ms} is outside {window.first_ms} to {window.end_ms}")
-    said = what_was_said(event, prices)
+    said = what_was_said(event if whole is None else whole, prices)
     usage = said.usage
     request, response = event.request, event.response
     identity = (event.project_id, created_ms, id_)

@@ -10,6 +10,7 @@ this is no broker for a machine shared with people one does not trust.
 import argparse
 import asyncio
 import base64
+import logging
 import os
 import socket
 import subprocess
@@ -200,6 +201,8 @@ def _problem(server: KafkaServer) -> str | None:
 async def _describe(server: KafkaServer) -> dict[str, Any]:
     from aiokafka.admin import AIOKafkaAdminClient  # the child needs no client
 
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # that a password goes over loopback is known
+
     client = AIOKafkaAdminClient(
         bootstrap_servers=server.bootstrap_servers,
         request_timeout_ms=int(_ANSWER_S * 1000),
@@ -254,7 +257,7 @@ def main() -> None:
     if not (folder / "data" / "meta.properties").exists():
         _format(virtual_machine, server)
     lock.keep_over_exec()
-    heap = [f"-Xms64m", f"-Xmx{server.memory_mib}m"]
+    heap = ["-Xms64m", f"-Xmx{server.memory_mib}m"]
     os.execv(java, [*virtual_machine[:1], *heap, *virtual_machine[1:], "kafka.Kafka", "server.properties"])  # noqa: S606
 
 
