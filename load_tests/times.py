@@ -109,7 +109,17 @@ def _test(clone: Path) -> list[tuple[str, str]]:
 
 def _clean() -> dict[str, str]:
     """The environment of somebody who has set nothing."""
-    ours = ("EDGE_", "HELIOGRAPH_", "PLANNER_", "WORKER_", "CONTROL_", "METRICS_", "SHIPPER_", "PROMETHEUS_", "VIRTUAL_ENV")
+    ours = (
+        "EDGE_",
+        "HELIOGRAPH_",
+        "PLANNER_",
+        "WORKER_",
+        "CONTROL_",
+        "METRICS_",
+        "SHIPPER_",
+        "PROMETHEUS_",
+        "VIRTUAL_ENV",
+    )
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 

@@ -89,7 +89,7 @@ class SpoolSettings(Group):
     )
     fsync: Literal["group", "never"] = Field(
         "group",
-        description="group: each group is synced to the disk right after it is written; never: the system does it in its time",
+        description="group: each group is synced to the disk right after it is written; never: whenever the system does",
     )
 
 
