@@ -51,7 +51,7 @@ class Client:
         self._receive = receive
         self.send = send
         self._deadlines = deadlines
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(deadlines.loop)  # asking for the loop again would take 2 µs
         self._future: Any = None
         self._stopped = self._watching = False
         self.read_whole = False

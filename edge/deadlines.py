@@ -43,10 +43,11 @@ class Deadlines:
     def __init__(self) -> None:
         self.open: set[Deadline] = set()
         self.now = 0.0
+        self.loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self.now = asyncio.get_running_loop().time()
+        self.now = self.loop.time()
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -59,9 +60,8 @@ class Deadlines:
         return Deadline(self, self.now + seconds, late)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TICK_S)
-            self.now = loop.time()
+            self.now = self.loop.time()
             for deadline in [d for d in self.open if d.at < self.now]:
                 deadline.expire()
