@@ -205,10 +205,11 @@ def _welcome(
         "model='gpt-4o-mini', messages=[{'role': 'user', 'content': 'Hello'}]).choices[0].message.content)\"\n",
         style="cyan", markup=False, soft_wrap=True,
     )  # fmt: skip
+    console.print("No provider key? In another terminal: [cyan]make demo[/]", soft_wrap=True)
+    console.print("Calls as they come: [cyan].venv/bin/heliograph tail[/]", soft_wrap=True)
     console.print(
-        "No provider key? In another terminal: [cyan]heliograph demo[/]. Watch calls: [cyan]heliograph tail[/]."
+        "[dim]Ctrl-C stops everything in order; a second one within ten seconds, at once.[/]\n", soft_wrap=True
     )
-    console.print("[dim]Ctrl-C stops everything in order; a second one within ten seconds, at once.[/]\n")
 
 
 def _watch(processes: Processes, stop: "_Stop") -> None:
@@ -238,7 +239,9 @@ def _report(before: State, now: State, down: set[str]) -> None:
 
 
 def _stop(processes: Processes, stop: "_Stop") -> None:
-    console.print("\nStopping, last started first. Calls under way may finish; Ctrl-C again stops at once.")
+    console.print(
+        "\nStopping, last started first. Calls under way may finish; Ctrl-C again stops at once.", soft_wrap=True
+    )
     stop.at_once = processes.kill
     processes.stop(lambda name: console.print(f"  [dim]stopped[/] {name}"))
     console.print("Everything is stopped; nothing is lost.")
