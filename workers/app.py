@@ -23,7 +23,7 @@ from pricing.overrides import BadOverrides, parse_overrides
 from pricing.prices import PriceBook
 from schemas.batch import ENRICH_TASK, Batch
 from schemas.settings import SettingsError, SharedSettings, WorkerSettings
-from workers import metrics
+from workers import hearing, metrics
 from workers.enrich import Services, enrich
 from workers.store import Store
 
@@ -68,6 +68,8 @@ def create_app(shared: SharedSettings, settings: WorkerSettings, open_reader: Ca
     def enrich_batch(topic: str, partition: int, first: int, last: int) -> None:
         process.run(Batch(topic, partition, first, last))
 
+    url = broker_url(shared)
+    signals.worker_ready.connect(lambda **_: hearing.watch(url, QUEUE), weak=False, dispatch_uid="heliograph.hearing")
     signals.worker_process_init.connect(process.start, weak=False, dispatch_uid="heliograph.start")
     signals.worker_process_shutdown.connect(process.stop, weak=False, dispatch_uid="heliograph.stop")
     # Whoever started this process has said how logs are written; Celery would set up its own.
