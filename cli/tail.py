@@ -93,7 +93,7 @@ def _line(row: dict[str, Any]) -> Text:
     usage, cost = row["usage"], row["cost"]
     mark = {"reported": "", "counted": "", "estimated": "~", "none": ""}[usage["source"]]
     line = Text(f"{at:%H:%M:%S}.{at.microsecond // 1000:03} ", style="dim")
-    status = str(row["status"]) if row["outcome"] in ("success", "error") else row["outcome"][:6]
+    status = str(row["status"]) if row["outcome"] in ("success", "error", "refused") else row["outcome"][:6]
     line.append(f" {status:<6}", style=_OUTCOME_STYLE[row["outcome"]])
     line.append(f" {_cut(row['model'] or row['requested_model'] or row['path'], 34):<34}", style="cyan")
     line.append(f" {_cut(row['user_id'] or '–', 14):<14}")

@@ -124,9 +124,7 @@ def _is_ready(house: House) -> bool:
 
 
 def _settled(house: House) -> bool:
-    deadline = (
-        time.monotonic() + 75
-    )  # a batch that was at hand is handed out again after 25 s, a deaf worker ends after 15
+    deadline = time.monotonic() + 40
     while not counts.settled(counts.read_spools(house.data)):
         if time.monotonic() > deadline:
             return False
