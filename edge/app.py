@@ -1,22 +1,19 @@
-"""The edge's application: opens its services in order, closes them in reverse, and serves health beside the hot route."""
+"""The edge's application: opens its services in order, closes them in reverse, and tells its health."""
 
 import asyncio
 import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
+import msgspec
 
 from edge import metrics
-from edge.client import ConnectionCut, Receive, Send
+from edge.connection import ClientConnection, Front
 from edge.deadlines import Deadlines
 from edge.policies.auth import Auth
 from edge.policies.snapshots import KeySnapshots
@@ -26,84 +23,78 @@ from edge.upstream.pool import Pool
 from edge.upstream.protocol import Upstream
 from edge.upstream.stock import StockUpstream
 from edge.upstream.targets import Targets
-from ingest.spool import Spool, open_spool
+from ingest.spool import Spool, SpoolError, open_spool
 from schemas import logs
 from schemas.settings import EdgeSettings, SharedSettings, load
 
 log = logging.getLogger("heliograph.edge")
 
 _HOUSEKEEPING_S = 1.0
-_OWN_PATHS = (b"/healthz", b"/readyz")
+_LAST_CALLS_S = 2.0
+
+Message = MutableMapping[str, Any]
 
 
 class Edge:
-    """The ASGI application. `proxy` exists between start-up and shutdown."""
+    """What uvicorn's lifespan opens and closes: afterwards every connection finds its `Front` in the state."""
 
     def __init__(self, settings: EdgeSettings, shared: SharedSettings) -> None:
         self._settings = settings
         self._shared = shared
-        self._proxy: Proxy | None = None
-        self._snapshots: KeySnapshots | None = None
-        self._spool: Spool | None = None
-        self._starlette = Starlette(
-            routes=[Route("/healthz", self._healthy), Route("/readyz", self._ready)], lifespan=self._lifespan
-        )
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._proxy is not None and scope["raw_path"] not in _OWN_PATHS:
-            await self._proxy(scope, receive, send)
-        else:
-            await self._starlette(scope, receive, send)
+    async def __call__(
+        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        assert scope["type"] == "lifespan", "calls do not come by ASGI"
+        await receive()
+        try:
+            async with self._open() as front:
+                scope["state"]["front"] = front
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except SpoolError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
 
     @asynccontextmanager
-    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+    async def _open(self) -> AsyncIterator[Front]:
         settings, shared = self._settings, self._shared
         assert shared.redis.url is not None, "the cli fills in the embedded server's address"
-        spool = self._spool = open_spool(shared.data_dir / "spool", shared.spool)
-        snapshots = self._snapshots = KeySnapshots(
+        spool = open_spool(shared.data_dir / "spool", shared.spool)
+        snapshots = KeySnapshots(
             shared.redis.url.get_secret_value(),
             Path(shared.data_dir) / "edge" / "keys.json",
             poll_s=settings.snapshot_poll_s,
         )
         await snapshots.start()
         upstream = _upstream(settings)
-        deadlines = Deadlines()
-        deadlines.start()
-        self._proxy = Proxy(
+        proxy = Proxy(
             settings,
             auth=Auth(snapshots, required=settings.auth == "required"),
             targets=Targets(settings),
             upstream=upstream,
             recorder=Recorder(spool),
-            deadlines=deadlines,
         )
-        housekeeping = asyncio.create_task(self._keep_house(self._proxy, spool, upstream))
+        connections: set[ClientConnection] = set()
+        deadlines = Deadlines(connections)
+        deadlines.start()
+        health = {b"/healthz": _healthy, b"/readyz": lambda: _ready(spool, snapshots, settings)}
+        housekeeping = asyncio.create_task(self._keep_house(proxy, spool, upstream))
         _calm_collector()
         log.info("edge is ready", extra={"spool": spool.folder.name, "keys": len(snapshots.keys or {})})
         try:
-            yield
+            yield Front(proxy.serve, health, settings.bounds, deadlines, connections)
         finally:
             housekeeping.cancel()
             await asyncio.gather(housekeeping, return_exceptions=True)
+            await upstream.close()
+            await _last_calls(connections)
             metrics.publish()
             await deadlines.close()
-            await upstream.close()
             await snapshots.close()
             await spool.close()
             log.info("edge is closed", extra={"events": spool.durable, "dropped": spool.dropped})
-
-    async def _healthy(self, request: Request) -> JSONResponse:
-        return JSONResponse({"status": "ok"})
-
-    async def _ready(self, request: Request) -> JSONResponse:
-        problems = {}
-        if self._snapshots is None or (self._snapshots.keys is None and self._settings.auth == "required"):
-            problems["keys"] = "no key snapshot yet: is Redis reachable, and has control published one?"
-        if self._spool is None or self._spool.level == "full":
-            problems["spool"] = "the spool is full: are planner, workers and ClickHouse running?"
-        if problems:
-            return JSONResponse({"status": "not ready", "problems": problems}, status_code=503)
-        return JSONResponse({"status": "ready"})
 
     async def _keep_house(self, proxy: Proxy, spool: Spool, upstream: Upstream) -> None:
         parent = os.getppid()
@@ -124,6 +115,28 @@ class Edge:
             await asyncio.sleep(_HOUSEKEEPING_S)
 
 
+async def _last_calls(connections: set[ClientConnection]) -> None:
+    """Those the stop has cut off end too, and are put on record."""
+    tasks = [connection.task for connection in connections if connection.serves and connection.task is not None]
+    if tasks:
+        await asyncio.wait(tasks, timeout=_LAST_CALLS_S)
+
+
+def _healthy() -> tuple[int, bytes]:
+    return 200, b'{"status":"ok"}'
+
+
+def _ready(spool: Spool, snapshots: KeySnapshots, settings: EdgeSettings) -> tuple[int, bytes]:
+    problems = {}
+    if snapshots.keys is None and settings.auth == "required":
+        problems["keys"] = "no key snapshot yet: is Redis reachable, and has control published one?"
+    if spool.level == "full":
+        problems["spool"] = "the spool is full: are planner, workers and ClickHouse running?"
+    if problems:
+        return 503, msgspec.json.encode({"status": "not ready", "problems": problems})
+    return 200, b'{"status":"ready"}'
+
+
 def _upstream(settings: EdgeSettings) -> Upstream:
     if settings.upstream.client == "httpx" or settings.upstream.proxy_url is not None:
         return StockUpstream(settings.upstream, allowed_networks=settings.allowed_networks)
@@ -138,16 +151,9 @@ def _calm_collector() -> None:
     gc.set_threshold(100_000, 20, 20)
 
 
-def _is_news(line: logging.LogRecord) -> bool:
-    cut = line.exc_info is not None and line.exc_info[0] is ConnectionCut
-    return not (cut or ConnectionCut.__name__ in line.getMessage())
-
-
 def create() -> Edge:
-    """What Granian's worker process loads. Settings come from the environment."""
+    """What each of the server's processes loads. Settings come from the environment."""
     shared = load(SharedSettings)
     logs.set_up("edge", level=shared.log_level, form=shared.log_format)
-    # The server logs a traceback for what leaves an application; a cut connection's event has already said why.
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_is_news)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     return Edge(load(EdgeSettings), shared)

@@ -6,68 +6,42 @@ from edge.capture import Capture
 from edge.headers import Said
 from edge.upstream.targets import Target
 from schemas.event import Attempt, Outcome
+from schemas.ids import new_id
 from schemas.keys import Key
 
 
 class Call:
     """`started` and the other moments are `time.perf_counter()` seconds."""
 
-    __slots__ = (
-        "_waiting_since",
-        "answer_type",
-        "api",
-        "at",
-        "attempts",
-        "body_user_id",
-        "created_ms",
-        "error_code",
-        "error_message",
-        "first_byte",
-        "id",
-        "key",
-        "method",
-        "outcome",
-        "path",
-        "request",
-        "requested_model",
-        "response",
-        "said",
-        "secrets",
-        "started",
-        "status",
-        "stream",
-        "target",
-        "upstream_s",
-    )
+    # What many calls leave as it is stands here, once for all of them.
+    said: Said | None = None
+    key: Key | None = None
+    target: Target | None = None
+    api = "other"
+    requested_model: str | None = None
+    body_user_id: str | None = None
+    stream = False
+    request: Capture | None = None
+    response: Capture | None = None
+    answer_type = ""
+    status: int | None = None
+    outcome: Outcome = "success"
+    error_code: str | None = None
+    error_message: str | None = None
+    first_byte: float | None = None
+    upstream_s = 0.0
+    """Time spent waiting for the provider: what is left of the whole is the edge's own."""
+    _waiting_since: float | None = None
 
-    def __init__(self, id_: str, method: str, path: str) -> None:
-        self.started = time.perf_counter()
+    def __init__(self, method: str, path: str) -> None:
+        self.started = self.at = time.perf_counter()
+        """`at`: when the call last began or ended waiting."""
         self.created_ms = time.time_ns() // 1_000_000
-        self.id = id_
+        self.id = new_id(self.created_ms)
         self.method = method
         self.path = path
         """Path without a Heliograph key in it."""
-        self.said: Said | None = None
         self.secrets: list[bytes] = []
-        self.key: Key | None = None
-        self.target: Target | None = None
-        self.api = "other"
-        self.requested_model: str | None = None
-        self.body_user_id: str | None = None
-        self.stream = False
-        self.request: Capture | None = None
-        self.response: Capture | None = None
-        self.answer_type = ""
-        self.status: int | None = None
-        self.outcome: Outcome = "success"
-        self.error_code: str | None = None
-        self.error_message: str | None = None
-        self.first_byte: float | None = None
-        self.upstream_s = 0.0
-        """Time spent waiting for the provider: what is left of the whole is the edge's own."""
-        self.at = self.started
-        """When the call last began or ended waiting."""
-        self._waiting_since: float | None = None
         self.attempts: list[Attempt] = []
 
     def waits(self) -> float:

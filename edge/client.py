@@ -1,191 +1,271 @@
-"""The client's side of a call: reads its body with bounds, and notices when it leaves.
-
-What a server offers an ASGI application is little: `receive`, `send`, and an exception to end a connection with.
-"""
+"""One call as its client sees it: the request that came, the answer that goes back, and whether anybody is still there."""
 
 import asyncio
-import contextvars
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from http import HTTPStatus
+from itertools import chain
+from typing import Protocol
 
 from edge.capture import Capture
-from edge.deadlines import Deadlines
-from edge.errors import BodyTooLarge
+from edge.errors import BodyTooLarge, EdgeError
+from edge.upstream.protocol import Header
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
+HELD_BYTES = 256 * 1024
+"""As much of a body waits here for whoever reads it; beyond that the client has to wait."""
 _DRAIN_BYTES = 64 * 1024 * 1024
 _DRAIN_S = 2.0
-_NO_CONTEXT = contextvars.Context()
-
-
-class ConnectionCut(Exception):
-    """Raised out of the application, which is how a server is told to close a connection at once."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 
 
 class ClientGone(Exception):
     """The client closed its connection while it was still sending."""
 
 
+class Wire(Protocol):
+    """What a call needs of the connection it came in on."""
+
+    loop: asyncio.AbstractEventLoop
+    task: asyncio.Task[None] | None
+    """Serves the call."""
+    is_writable: bool
+    paused: bool
+
+    def write(self, data: bytes) -> None: ...
+
+    def resume(self) -> None:
+        """Read on, after `hold`."""
+
+    def hold(self) -> None:
+        """Read no more for now."""
+
+    def allow(self, seconds: float | None) -> None:
+        """The client's next step may take this long; None: nothing is expected of it."""
+
+    def cut(self) -> None:
+        """Close at once: what is under way ends visibly unfinished."""
+
+
 class Client:
-    """The ASGI connection: reads the body with bounds, and notices when the client leaves."""
+    """A request whose head has arrived, and the way back to its client."""
 
-    __slots__ = (
-        "_deadlines",
-        "_future",
-        "_receive",
-        "_stopped",
-        "_task",
-        "_watching",
-        "cut",
-        "gone",
-        "headed",
-        "read_whole",
-        "send",
-        "timed_out",
-    )
+    # What most calls leave as it is stands here, once for all of them.
+    is_old = False
+    """HTTP/1.0."""
+    keep = False
+    """The connection may carry another call after this one."""
+    read_whole = False
+    """The last byte of the request has arrived."""
+    headed = False
+    """The answer has begun."""
+    answered = False
+    """And it has ended."""
+    gone = False
+    broken: EdgeError | None = None
+    """The request's body is not valid HTTP."""
+    timed_out: str | None = None
+    """What took the client too long: to send its `body`, to `read` its answer."""
+    buffered = 0
+    _hold_at = HELD_BYTES
+    _arrival: asyncio.Future[None] | None = None
+    _room: asyncio.Future[None] | None = None
+    _is_chunked = False
+    _bodyless = False
 
-    def __init__(self, receive: Receive, send: Send, deadlines: Deadlines) -> None:
-        self._receive = receive
-        self.send = send
-        self._deadlines = deadlines
-        self._task = asyncio.current_task(deadlines.loop)  # asking for the loop again would take 2 µs
-        self._future: Any = None
-        self._stopped = self._watching = False
-        self.read_whole = False
-        self.headed = False
-        self.gone = False
-        self.cut = False
-        self.timed_out: str | None = None
+    def __init__(self, wire: Wire, method: str = "", target: bytes = b"", headers: Sequence[Header] = ()) -> None:
+        self.method = method
+        self.target = target
+        """As sent: path and query, or a whole URL."""
+        self.headers = headers
+        """As received: order, case and repetitions kept."""
+        self._wire = wire
+        self._pieces: list[bytes] = []
 
-    async def body(self, *, limit: int, length: int | None, timeout_s: float) -> bytes:
-        """The whole body.
+    # The request.
+
+    async def body(self, *, limit: int, timeout_s: float) -> bytes:
+        """The whole body. `timeout_s` bounds the silence between its pieces.
 
         Raises:
-            BodyTooLarge, ClientGone.
+            BodyTooLarge, BadFraming, ClientGone.
         """
-        first = b""
-        parts: list[bytes] | None = None
-        size = 0
-        with self._deadlines.within(timeout_s, self.sent_too_slowly) as deadline:
-            while True:
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                piece: bytes = message.get("body", b"")
-                size += len(piece)
-                if size > limit:
-                    raise too_large(size, limit)
-                if parts is not None:
-                    parts.append(piece)
-                elif first:
-                    parts = [first, piece]
-                else:
-                    first = piece
-                # With a length known, the end is known too: no need to be told.
-                if size == length or not message.get("more_body", False):
-                    break
-                deadline.extend(timeout_s)
-        self.read_whole = True
-        return first if parts is None else b"".join(parts)
+        if not self.read_whole:
+            self._hold_at = limit
+            self._says_continue()
+            while not self.read_whole and self.buffered <= limit:
+                await self._arrives(timeout_s)
+        if self.buffered > limit:
+            raise too_large(self.buffered, limit)
+        return self._taken()
 
     async def pieces(self, capture: Capture, *, limit: int, timeout_s: float) -> AsyncIterator[bytes]:
         """The body piece by piece, as the upstream takes it."""
         size = 0
+        self._says_continue()
         while True:
-            with self._deadlines.within(timeout_s, self.sent_too_slowly):
-                message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            piece: bytes = message.get("body", b"")
+            while not self.buffered and not self.read_whole:
+                await self._arrives(timeout_s)
+            piece = self._taken()
+            if not piece:
+                return
             size += len(piece)
             if size > limit:
                 raise too_large(size, limit)
-            if piece:
-                capture.feed(piece)
-                yield piece
-            if not message.get("more_body", False):
-                break
-        self.read_whole = True
-        self.watch()
+            capture.feed(piece)
+            yield piece
 
     async def drained(self) -> bool:
-        """Take what the client still sends, so that it hears the refusal and not a reset. Bounded in bytes and time."""
-        left = 0 if self.timed_out else _DRAIN_BYTES
+        """Take what the client still sends, so that it hears the answer and not a reset. Bounded in bytes and time."""
+        if self.timed_out or self.gone or self.broken or self._expects_continue():
+            return self.read_whole
+        left = _DRAIN_BYTES
         try:
             async with asyncio.timeout(_DRAIN_S):
-                while not self.read_whole and left > 0:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    left -= len(message.get("body", b""))
-                    self.read_whole = not message.get("more_body", False)
-        except TimeoutError:
-            return False
-        return self.read_whole
+                while left > 0:
+                    left -= len(self._taken())
+                    if self.read_whole:
+                        return True
+                    await self._arrives(2 * _DRAIN_S)
+        except (TimeoutError, EdgeError):
+            pass
+        return False
 
-    async def skip_body(self) -> None:
-        """Take the empty body of a call that announced none."""
-        if (await self._receive())["type"] == "http.disconnect":
-            raise ClientGone
+    # The answer.
 
-    def watch(self) -> None:
-        """From now on, cancel the call when the client leaves. Without this a provider would go on being paid."""
-        if self._watching or self._stopped:
-            return
-        self._watching = self.read_whole = True
-        self._arm()
+    def answer(self, status: int, headers: list[Header], body: bytes, *, framed: bool) -> None:
+        """A whole answer in one write. `framed`: its content-length is among the headers already."""
+        has_body = self._may_have_body(status)
+        if not framed and has_body:
+            headers.append((b"content-length", b"%d" % len(body)))
+        head = self._head(status, headers)
+        self.headed = self.answered = True
+        self._wire.write(head + body if has_body else head)
+
+    def begin(self, status: int, headers: list[Header], first: bytes, *, framed: bool) -> None:
+        """An answer's head, with what has arrived of its body."""
+        self._bodyless = not self._may_have_body(status)
+        if not framed and not self._bodyless:
+            if self.is_old:
+                self.keep = False
+            else:
+                self._is_chunked = True
+                headers.append((b"transfer-encoding", b"chunked"))
+        head = self._head(status, headers)
+        self.headed = True
+        self._wire.write(head + self._framed(first) if first else head)
+
+    async def write(self, piece: bytes, *, timeout_s: float) -> None:
+        """A further piece; waits while the client does not read."""
+        self._wire.write(self._framed(piece))
+        if not self._wire.is_writable:
+            self._room = self._wire.loop.create_future()
+            self._wire.allow(timeout_s)
+            try:
+                await self._room
+            finally:
+                self._wire.allow(None)
+                self._room = None
+
+    def end(self) -> None:
+        """The answer's last byte has been written."""
+        if self._is_chunked:
+            self._wire.write(b"0\r\n\r\n")
+        self.answered = True
+
+    def cut(self) -> None:
+        """Break the answer off, so that nobody takes it for a whole one."""
+        self._wire.cut()
+
+    # How it ends.
 
     def ended_it(self) -> bool:
         """Whether the call was cancelled for this client's sake; then the cancelling is over."""
         if not (self.gone or self.timed_out):
             return False
-        if self._task is not None:
-            self._task.uncancel()
+        if self._wire.task is not None:
+            self._wire.task.uncancel()
         return True
 
-    def finished(self) -> None:
-        self._stopped = True
-        waiting, self._future, self._task = self._future, None, None
+    # For the connection alone.
+
+    def take(self, pieces: list[bytes]) -> None:
+        """Move what the parser has left in `pieces` here."""
+        self.buffered += sum(map(len, pieces))
+        self._pieces += pieces
+        pieces.clear()
+        if self.buffered > self._hold_at and not self.read_whole:
+            self._wire.hold()
+
+    def arrived(self) -> None:
+        waiting = self._arrival
         if waiting is not None and not waiting.done():
-            # Granian's future is not the garbage collector's to look into: a circle through it would stay for ever.
-            waiting.remove_done_callback(self._received)
-            waiting.cancel()
+            waiting.set_result(None)
 
-    def sent_too_slowly(self) -> None:
-        self._end("body")
+    def writable(self) -> None:
+        waiting = self._room
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
 
-    def read_too_slowly(self) -> None:
-        self._end("read")
+    def left(self) -> None:
+        """The connection is gone. Without this a provider would go on being paid."""
+        if not self.answered:
+            self.gone = True
+            if self._wire.task is not None:
+                self._wire.task.cancel()
 
-    def _end(self, late: str) -> None:
-        self.timed_out = late
-        if self._task is not None:
-            self._task.cancel()
+    def dawdled(self) -> None:
+        self.timed_out = "read" if self._room is not None else "body"
+        if self._wire.task is not None:
+            self._wire.task.cancel()
 
-    def _arm(self) -> None:
-        # Granian's receive() gives a future: a callback on it costs a tenth of a task that waits for it.
-        waiting: Any = self._receive()
-        if not hasattr(waiting, "add_done_callback"):
-            waiting = asyncio.ensure_future(waiting)
-        self._future = waiting
-        waiting.add_done_callback(self._received, context=_NO_CONTEXT)
+    # Inside.
 
-    def _received(self, future: Any) -> None:
-        if self._stopped or future.cancelled():
-            return
+    async def _arrives(self, timeout_s: float) -> None:
+        if self.gone:
+            raise ClientGone
+        if self.broken is not None:
+            raise self.broken
+        wire = self._wire
+        if wire.paused:
+            wire.resume()
+        self._arrival = wire.loop.create_future()
+        wire.allow(timeout_s)
         try:
-            message = future.result()
-        except Exception:  # the connection is gone in some other way
-            message = {"type": "http.disconnect"}
-        if message["type"] != "http.disconnect":
-            self._arm()
-            return
-        self.gone = True
-        if self._task is not None:
-            self._task.cancel()
+            await self._arrival
+        finally:
+            wire.allow(None)
+            self._arrival = None
+
+    def _taken(self) -> bytes:
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self.buffered = 0
+        return data
+
+    def _expects_continue(self) -> bool:
+        return any(name.lower() == b"expect" and value.lower() == b"100-continue" for name, value in self.headers)
+
+    def _says_continue(self) -> None:
+        if not self.read_whole and not self.buffered and self._expects_continue():
+            self._wire.write(_CONTINUE)
+            self.headers = [header for header in self.headers if header[0].lower() != b"expect"]
+
+    def _may_have_body(self, status: int) -> bool:
+        return status >= 200 and status not in (204, 304) and self.method != "HEAD"
+
+    def _head(self, status: int, headers: list[Header]) -> bytes:
+        if not (self.keep and self.read_whole):
+            self.keep = False
+            headers.append((b"connection", b"close"))
+        line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        form = b"%b" + b"%b: %b\r\n" * len(headers) + b"\r\n"
+        return form % (line, *chain.from_iterable(headers))
+
+    def _framed(self, piece: bytes) -> bytes:
+        if self._bodyless:
+            return b""
+        return b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece
 
 
 def too_large(size: int, limit: int) -> BodyTooLarge:

@@ -5,6 +5,7 @@ EdgeError
 ├── InvalidKey           401 invalid_key
 ├── Forbidden            403 forbidden
 ├── UnknownProvider      404 unknown_provider
+├── HeadTimeout          408 head_timeout
 ├── BodyTimeout          408 body_timeout
 ├── BodyTooLarge         413 body_too_large
 ├── PathTooLong          414 path_too_long
@@ -16,9 +17,11 @@ EdgeError
 The upstream's own tree stands in upstream/protocol.py; `of_upstream` brings it here.
 """
 
+from email.utils import formatdate
+
 import msgspec
 
-from edge.upstream.protocol import UpstreamError
+from edge.upstream.protocol import Header, UpstreamError
 from schemas.apis import Shape
 
 
@@ -60,6 +63,10 @@ class TargetRefused(EdgeError):
 
 class UnknownProvider(EdgeError):
     status, code = 404, "unknown_provider"
+
+
+class HeadTimeout(EdgeError):
+    status, code = 408, "head_timeout"
 
 
 class BodyTimeout(EdgeError):
@@ -124,6 +131,19 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 def error_body(error: EdgeError, shape: Shape | None, request_id: str) -> bytes:
     """The error as JSON in the shape of the API that was called."""
     return msgspec.json.encode(_error_object(error, shape, request_id))
+
+
+def error_headers(error: EdgeError, request_id: str) -> list[Header]:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"date", formatdate(usegmt=True).encode()),
+        (b"helicone-id", request_id.encode()),
+        (b"helicone-status", b"failed"),
+        (b"helicone-error", b"true"),
+    ]
+    if error.status == 503:
+        headers.append((b"retry-after", b"1"))
+    return headers
 
 
 def error_event(error: EdgeError, shape: Shape | None, request_id: str) -> bytes:

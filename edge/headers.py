@@ -6,9 +6,8 @@ from functools import lru_cache
 
 from edge.errors import BadHeader, HeadersTooLarge
 from edge.features import FEATURES, boolean, without_credentials
+from edge.upstream.protocol import Header
 from schemas.settings import BoundSettings
-
-Header = tuple[bytes, bytes]
 
 
 class Said:
@@ -106,7 +105,7 @@ def read_headers(headers: Iterable[Header], bounds: BoundSettings) -> Said:
     if listed is not None and listed.lower() not in (b"keep-alive", b"close"):
         named = {part.strip().lower() for part in listed.split(b",")}
         said.upgrade = said.upgrade and b"upgrade" in named
-        said.forward = [header for header in forward if header[0] not in named]
+        said.forward = [header for header in forward if header[0].lower() not in named]
     else:
         said.upgrade = False
     return said
@@ -301,7 +300,7 @@ def _feature_rule(short: str, check: Callable[[str, str], None]) -> Rule:
 
 
 _known: dict[bytes, Rule | None] = dict(_RULES)
-"""Rules by header name, those of names met so far besides; None: passes on unread."""
+"""Rules by header name as sent, of the names met so far; None: passes on unread."""
 _KNOWN_MAX = 2000
 
 
@@ -309,10 +308,11 @@ def _unseen(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> boo
     raise AssertionError("stands for a name not met before")
 
 
-def _rule_of(name: bytes) -> Rule | None:
-    rule = _rule_of_ours(name) if name.startswith(_OURS) else None
+def _rule_of(sent: bytes) -> Rule | None:
+    name = sent.lower()
+    rule = _rule_of_ours(name) if name.startswith(_OURS) else _RULES.get(name)
     if len(_known) < _KNOWN_MAX:
-        _known[name] = rule
+        _known[sent] = rule
     return rule
 
 

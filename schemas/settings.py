@@ -65,6 +65,17 @@ class ClickHouseSettings(Group):
     replicated: bool = Field(False, description="make Replicated… tables (a cluster with a keeper)")
 
 
+class DatabaseSettings(Group):
+    connections: int = Field(10, ge=1, le=1000, description="open connections to control data, per process")
+    connect_timeout_s: Seconds = Field(3, le=300, description="longest wait for a connection to PostgreSQL, s")
+    statement_timeout_s: Seconds = Field(
+        5, le=300, description="longest statement, with its wait for what another has locked, s"
+    )
+    migration_timeout_s: Seconds = Field(
+        60, le=3600, description="longest migration, with its wait for another process's, s"
+    )
+
+
 class RetentionSettings(Group):
     requests_days: int = Field(90, ge=1, le=3650, description="days a request's row is kept; whole partitions go")
     bodies_days: int = Field(30, ge=1, le=3650, description="days its bodies are kept")
@@ -131,6 +142,8 @@ class KafkaSettings(Group):
     requests_topic: str = Field(REQUESTS_TOPIC, pattern=_TOPIC, description="topic of events as the edge packs them")
     enriched_topic: str = Field(ENRICHED_TOPIC, pattern=_TOPIC, description="topic of enriched events, as JSON")
     dead_topic: str = Field(DEAD_TOPIC, pattern=_TOPIC, description="topic of events that could not be enriched")
+    publish_enriched: bool = Field(True, description="workers publish each stored request in the enriched topic")
+    publish_dead_letters: bool = Field(True, description="workers publish each dead letter in the dead topic")
     group_prefix: str = Field("heliograph", pattern=_TOPIC, description="our consumer groups' names begin so")
     partitions: int = Field(
         12, ge=1, le=1024, description="partitions of a topic that `heliograph migrate` makes; it never takes any away"
@@ -176,6 +189,12 @@ class ObjectSettings(Group):
         {}, description="options of that store by obstore's names, as …__OPTIONS__AWS_REGION=eu-west-1"
     )
     timeout_s: Seconds = Field(10, le=300, description="longest wait for one object, tries included, s")
+    expire_every_s: Seconds = Field(
+        3600, le=86_400, description="how often shippers delete what is older than the retention of bodies, s"
+    )
+    expire_at_once: int = Field(
+        10_000, ge=1, le=10_000_000, description="most objects that one such turn of a shipper deletes"
+    )
 
 
 class SharedSettings(BaseSettings):
@@ -193,8 +212,11 @@ class SharedSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="form of a log line")
     database_url: SecretStr | None = Field(
-        None, description="control data, as SQLAlchemy writes it; left out: SQLite in the data folder"
+        None,
+        description="control data: postgresql://user:password@host:5432/database (package heliograph[postgres]); "
+        "left out: SQLite in the data folder",
     )
+    database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     retention: RetentionSettings = RetentionSettings()
@@ -228,6 +250,8 @@ class BoundSettings(Group):
     properties: int = Field(64, ge=0, description="most custom properties of a call")
     property_bytes: int = Field(KIB, ge=16, description="longest value of a property, id or name, bytes")
     calls: int = Field(4096, ge=1, description="calls in flight in one process; more are refused with 503")
+    connections: int = Field(16_384, ge=1, description="clients' connections to one process; more are closed at once")
+    keep_alive_s: Seconds = Field(75, description="time a client's connection may rest, s")
     head_timeout_s: Seconds = Field(30, le=60, description="time a client has to send a whole head, s")
     body_timeout_s: Seconds = Field(60, description="longest silence while a client sends its body, s")
     send_timeout_s: Seconds = Field(300, description="longest wait for a client that does not read its answer, s")
@@ -269,6 +293,7 @@ class EdgeSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address the proxy listens on")
     port: Port = Field(8787, description="port the proxy listens on")
     workers: int = Field(1, ge=1, le=64, description="processes; each has a spool of its own")
+    stop_timeout_s: int = Field(12, ge=1, le=600, description="time calls under way have to end at a stop, s")
     auth: Literal["required", "optional"] = Field(
         "required", description="optional: a call without a key belongs to the default project"
     )
@@ -348,6 +373,12 @@ class WorkerSettings(BaseSettings):
     )
     time_limit_s: int = Field(50, ge=5, description="a task that runs longer is ended, s; below the visibility timeout")
     tasks_per_process: int = Field(20_000, ge=1, description="tasks after which a worker process is replaced")
+    replay_events: int = Field(
+        1000, ge=1, le=100_000, description="events that `heliograph replay` holds and stores at a time"
+    )
+    replay_patience_s: Seconds = Field(
+        60, le=3600, description="how long a replay waits for ClickHouse or Kafka before it breaks off, s"
+    )
     price_overrides: Path | None = Field(None, description="file of prices of your own (docs/pricing.md)")
 
 
@@ -370,6 +401,9 @@ class ControlBounds(Group):
     reconcile_s: Seconds = Field(3, description="how often the keys in Redis are compared with the database, s")
     ready_timeout_s: Seconds = Field(3, description="longest wait for one part of /readyz, s")
     property_bytes: int = Field(KIB, ge=16, description="longest value of a property said of a request later, bytes")
+    object_bytes: int = Field(16 * MIB, ge=KIB, description="largest moved body that one request's answer shows, bytes")
+    object_timeout_s: Seconds = Field(5, le=300, description="longest wait for a moved body, s")
+    objects_at_once: int = Field(8, ge=1, le=256, description="moved bodies read at a time")
 
 
 class ControlSettings(BaseSettings):

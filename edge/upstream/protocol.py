@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
 
+Header = tuple[bytes, bytes]
 Phase = Literal["connect", "first_byte", "idle", "total"]
 
 
@@ -97,7 +98,7 @@ class UpstreamRequest(msgspec.Struct):
     origin: Origin
     method: bytes
     target: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: list[Header]
     body: bytes | AsyncIterator[bytes] = b""
     first_byte_timeout_s: float | None = None
     total_timeout_s: float | None = None
@@ -110,8 +111,12 @@ class UpstreamAnswer(Protocol):
     def status(self) -> int: ...
 
     @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
+    def headers(self) -> list[Header]:
         """As received: order, case and repetitions kept. Hop-by-hop headers are still among them."""
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of the body that `read` gives without waiting."""
 
     @property
     def body_complete(self) -> bool:

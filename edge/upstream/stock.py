@@ -207,6 +207,7 @@ class StockAnswer:
         self.status = response.status_code
         self.headers = list(response.headers.raw)
         self.body_complete = False
+        self.buffered = 0
         self._call = call
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._stream = response.stream

@@ -1,0 +1,318 @@
+"""A client's HTTP/1.1 connection: its bytes become calls, and the answers bytes.
+
+uvicorn listens, makes one of these for each connection and stops them; there is no ASGI between here and the proxy. A call
+that came in one piece and is answered in one piece takes one task and one write, and a client that leaves is known at
+once. What an ASGI server cannot be told is bounded here too: how long a head may take and be, how long a connection may
+rest.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, NamedTuple
+
+import httptools
+
+from edge import errors, metrics
+from edge.client import Client
+from edge.deadlines import NEVER, Deadlines
+from schemas.ids import new_id
+from schemas.settings import BoundSettings
+
+_HEADS = 2
+"""A head may be this many times as large as the settings say before the connection is closed unread: up to there the
+refusal knows its caller and has a row."""
+_PIPELINED_MAX = 8
+_WRITE_BUFFER_BYTES = 256 * 1024
+
+Own = Callable[[], tuple[int, bytes]]
+"""Answers one of the edge's own paths: status and JSON."""
+
+
+class Front(NamedTuple):
+    """What every connection hands its calls to."""
+
+    serve: Callable[[Client], Coroutine[Any, Any, None]]
+    own: Mapping[bytes, Own]
+    bounds: BoundSettings
+    deadlines: Deadlines
+    connections: "set[ClientConnection]"
+
+
+class ClientConnection(asyncio.Protocol):
+    """Implements `client.Wire`, and what uvicorn asks of a protocol."""
+
+    __slots__ = (
+        "_client",
+        "_connections",
+        "_front",
+        "_head_bytes",
+        "_headers",
+        "_is_closed",
+        "_parser",
+        "_pieces",
+        "_reading",
+        "_stops",
+        "_target",
+        "_transport",
+        "_waiting",
+        "_wanted",
+        "deadline",
+        "is_writable",
+        "loop",
+        "on_body",
+        "on_header",
+        "paused",
+        "task",
+    )
+
+    def __init__(
+        self, config: object, server_state: Any, app_state: Mapping[str, Any], _loop: object = None
+    ) -> None:  # uvicorn's words
+        self._front: Front = app_state["front"]
+        self._connections: set[object] = server_state.connections
+        self.loop = asyncio.get_running_loop()
+        self.deadline = NEVER
+        self.is_writable = True
+        self.paused = False
+        self._is_closed = False
+        self._stops = False  # no further call is taken
+        self._transport: asyncio.Transport | None = None
+        # One task serves all of a connection's calls, one after another: a task for each would cost 6 µs a call.
+        self.task: asyncio.Task[None] | None = None
+        self._wanted: asyncio.Future[None] | None = None  # what that task waits for while there is no call
+        self._client: Client | None = None  # whose call is served
+        self._waiting: deque[Client] = deque()  # those that came behind it before it was answered
+        self._reading: Client | None = None  # whose request has not all arrived
+        self._head_bytes = 0
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._pieces: list[bytes] = []
+        # The parser looks its callbacks up once, when it is made.
+        add = self._headers.append
+        self.on_header = lambda name, value: add((name, value))
+        self.on_body = self._pieces.append
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+
+    @property
+    def serves(self) -> bool:
+        return self._client is not None
+
+    # What uvicorn and the event loop tell us.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # it is always one
+        self._transport = transport
+        front = self._front
+        if len(front.connections) >= front.bounds.connections:
+            metrics.refused.labels("connections").inc()
+            transport.abort()
+            return
+        self._connections.add(self)
+        front.connections.add(self)
+        transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        self.allow(front.bounds.head_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_closed = True
+        self.deadline = NEVER
+        self._connections.discard(self)
+        self._front.connections.discard(self)
+        self._parser = None  # it holds our methods: without this only the garbage collector would free us
+        self._waiting.clear()
+        if self._client is not None:
+            self._client.left()
+        else:
+            self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None or self._stops:
+            return
+        if self._client is None and self._head_bytes == 0:
+            self.allow(self._front.bounds.head_timeout_s)
+        self._head_bytes += len(data)
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._stops = True  # the request stands as it is; what would follow is another protocol
+        except httptools.HttpParserError as error:
+            self._stops = True
+            self._malformed(error)
+            return
+        reading = self._reading
+        if reading is not None:
+            if self._pieces:
+                reading.take(self._pieces)
+                reading.arrived()
+        elif self._head_bytes > _HEADS * (self._front.bounds.header_bytes + self._front.bounds.path_bytes):
+            self._refuse(errors.HeadersTooLarge(f"The request's head has more than {self._head_bytes} bytes."))
+            return
+        if self._client is None:
+            self._next()
+
+    def eof_received(self) -> None:
+        return None  # closes
+
+    def pause_writing(self) -> None:
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        self.is_writable = True
+        if self._client is not None:
+            self._client.writable()
+
+    def shutdown(self) -> None:
+        """The server stops: a call under way may end, nothing else begins."""
+        self._stops = True
+        if self._client is not None:
+            self._client.keep = False
+        elif self._transport is not None:
+            self._transport.close()
+
+    def late(self) -> None:
+        self.deadline = NEVER
+        if self._client is not None:
+            self._client.dawdled()
+        elif self._head_bytes:
+            self._refuse(errors.HeadTimeout("The request's head took too long to arrive."))
+        elif self._transport is not None and self._transport.is_closing():
+            self._transport.abort()
+        else:
+            self._close()
+
+    # What the parser tells us, besides on_header and on_body.
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        assert parser is not None
+        method = parser.get_method().decode("latin-1")
+        self._reading = client = Client(self, method, self._target, self._headers.copy())
+        client.keep = parser.should_keep_alive() and not self._stops
+        if parser.get_http_version() == "1.0":
+            client.is_old, client.keep = True, False
+        self._target = b""
+        self._headers.clear()
+        self._waiting.append(client)
+
+    def on_message_complete(self) -> None:
+        client = self._reading
+        assert client is not None
+        self._reading = None
+        self._head_bytes = 0
+        self._headers.clear()  # of trailers
+        client.read_whole = True
+        if self._pieces:
+            client.take(self._pieces)
+        client.arrived()
+        if len(self._waiting) > _PIPELINED_MAX:
+            self.hold()
+
+    # For the call.
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._is_closed:
+            self._transport.write(data)
+
+    def hold(self) -> None:
+        if self._transport is not None and not self.paused:
+            self.paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and self.paused:
+            self.paused = False
+            self._transport.resume_reading()
+
+    def allow(self, seconds: float | None) -> None:
+        self.deadline = NEVER if seconds is None else self._front.deadlines.now + seconds
+
+    def cut(self) -> None:
+        if self._transport is None:
+            return
+        if self.is_writable:
+            self._close()
+        else:
+            self._transport.abort()
+
+    # Inside.
+
+    def _next(self) -> None:
+        """Have the call that came first served, if one has."""
+        if not self._waiting:
+            return
+        self.deadline = NEVER
+        own = self._front.own.get(self._waiting[0].target)
+        if own is not None:
+            client = self._waiting.popleft()
+            status, body = own()
+            client.answer(status, [(b"content-type", b"application/json")], body, framed=False)
+            self._goes_on(client)
+        elif self.task is None:
+            self.task = self.loop.create_task(self._serve())
+        else:
+            self._wake()
+
+    async def _serve(self) -> None:
+        serve = self._front.serve
+        while not self._is_closed:
+            if not self._waiting:
+                self._wanted = self.loop.create_future()
+                await self._wanted
+                continue
+            self._client = client = self._waiting.popleft()
+            try:
+                await serve(client)
+            finally:
+                self._client = None
+                self._goes_on(client)
+
+    def _wake(self) -> None:
+        wanted = self._wanted
+        if wanted is not None and not wanted.done():
+            wanted.set_result(None)
+
+    def _goes_on(self, client: Client) -> None:
+        """The call is over, its record included: the connection may carry the next one."""
+        if self._is_closed:
+            return
+        if not client.answered or not client.keep or self._stops:
+            self._close()
+            return
+        self._head_bytes = 0
+        if self.paused:
+            self.resume()
+        if not self._waiting:
+            self.allow(self._front.bounds.keep_alive_s)
+
+    def _malformed(self, error: httptools.HttpParserError) -> None:
+        refusal = errors.BadFraming(f"The request is not valid HTTP/1.1: {error}.")
+        reading = self._reading
+        if reading is None:
+            self._refuse(refusal)
+        else:
+            reading.broken = refusal
+            reading.arrived()
+            if self._client is None:
+                self._next()
+
+    def _refuse(self, error: errors.EdgeError) -> None:
+        """Refuse what never became a call: nobody is known to have asked, so there is no row, only a count."""
+        self._stops = True
+        if self._client is not None:
+            return  # closed when that one is answered
+        metrics.refused.labels(error.code).inc()
+        stranger = Client(self)
+        id_ = new_id()
+        body = errors.error_body(error, "openai", id_)
+        stranger.answer(error.status, errors.error_headers(error, id_), body, framed=False)
+        self._close()
+
+    def _close(self) -> None:
+        """Close once all is written; a client that will not take it is waited for no longer than for any answer."""
+        if self._transport is not None:
+            self._transport.close()
+            if not self._is_closed:
+                self.allow(self._front.bounds.send_timeout_s)
