@@ -7,27 +7,29 @@ from schemas.event import Body
 from schemas.settings import CaptureSettings
 
 _STEP = 64 * 1024
+_NO_TAIL = bytearray()
 
 
 class Capture:
     """Fed the pieces of one body; holds at most the head and the tail. The pieces themselves are never changed."""
 
-    __slots__ = ("_decoded", "_head", "_head_size", "_settings", "_tail", "_unpack", "left_out", "size")
+    left_out: str | None = None
+    size = 0
+    _head_size = 0
+    _decoded = 0
+    _tail = _NO_TAIL
+    _unpack: Any = None
 
     def __init__(self, settings: CaptureSettings, coding: bytes = b"") -> None:
         self._settings = settings
         self._head: list[bytes] = []
-        self._head_size = 0
-        self._tail = bytearray()
-        self._decoded = 0
-        self.size = 0
-        self.left_out: str | None = None
-        self._unpack: Any = None
+        if not coding:
+            return
         if coding in (b"gzip", b"x-gzip"):
             self._unpack = zlib.decompressobj(31)
         elif coding == b"deflate":
             self._unpack = _Deflate()
-        elif coding not in (b"", b"identity"):
+        elif coding != b"identity":
             self.left_out = "encoding"
 
     def feed(self, piece: bytes) -> None:
@@ -59,6 +61,8 @@ class Capture:
             self._head.append(piece[:room])
             self._head_size += room
             piece = piece[room:]
+        if self._tail is _NO_TAIL:
+            self._tail = bytearray()
         self._tail += piece
         if len(self._tail) > 2 * self._settings.tail_bytes:
             del self._tail[: -self._settings.tail_bytes or None]

@@ -1,8 +1,9 @@
 """What a call's headers say to us, and which of them go on to the provider. One pass over the list, no I/O."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from edge.errors import BadHeader, HeadersTooLarge
 from edge.features import FEATURES, boolean, without_credentials
@@ -13,34 +14,30 @@ from schemas.settings import BoundSettings
 class Said:
     """What the caller says of the call."""
 
-    __slots__ = (
-        "accepts",
-        "content_length",
-        "content_type",
-        "features",
-        "forward",
-        "host",
-        "key",
-        "model_override",
-        "name",
-        "omit_request",
-        "omit_response",
-        "parent_id",
-        "problem",
-        "properties",
-        "request_coding",
-        "request_id",
-        "secrets",
-        "session_id",
-        "session_name",
-        "session_path",
-        "speaks_anthropic",
-        "target_url",
-        "trace_id",
-        "transfer_coding",
-        "upgrade",
-        "user_id",
-    )
+    # What most calls leave unsaid stands here, once for all of them.
+    problem: BadHeader | HeadersTooLarge | None = None
+    """The first thing wrong with them. Kept rather than raised, so that the refusal has a row with its key."""
+    host = ""
+    content_type = ""
+    content_length: int | None = None
+    transfer_coding = False
+    request_coding = b""
+    accepts: bytes | None = None
+    upgrade = False
+    speaks_anthropic = False
+    key: str | None = None
+    user_id: str | None = None
+    session_id: str | None = None
+    session_path: str | None = None
+    session_name: str | None = None
+    name: str | None = None
+    request_id: str | None = None
+    model_override: str | None = None
+    omit_request = False
+    omit_response = False
+    target_url: str | None = None
+    trace_id: str | None = None
+    parent_id: str | None = None
 
     def __init__(self) -> None:
         self.forward: list[Header] = []
@@ -49,60 +46,60 @@ class Said:
         """Credentials seen, for masking in what is recorded."""
         self.properties: dict[str, str] = {}
         self.features: dict[str, str] = {}
-        self.problem: BadHeader | HeadersTooLarge | None = None
-        """The first thing wrong with them. Kept rather than raised, so that the refusal has a row with its key."""
-        self.host = ""
-        self.content_type = ""
-        self.content_length: int | None = None
-        self.transfer_coding = False
-        self.request_coding = b""
-        self.accepts: bytes | None = None
-        self.upgrade = False
-        self.speaks_anthropic = False
-        self.key: str | None = None
-        self.user_id: str | None = None
-        self.session_id: str | None = None
-        self.session_path: str | None = None
-        self.session_name: str | None = None
-        self.name: str | None = None
-        self.request_id: str | None = None
-        self.model_override: str | None = None
-        self.omit_request = False
-        self.omit_response = False
-        self.target_url: str | None = None
-        self.trace_id: str | None = None
-        self.parent_id: str | None = None
 
 
-def read_headers(headers: Iterable[Header], bounds: BoundSettings) -> Said:
+class _Shape(NamedTuple):
+    """What a request's header names say, worked out once: a client sends the same names in the same order every time."""
+
+    read: list[tuple[int, "Rule"]]
+    """Places of the headers we read, and how."""
+    passed: list[int]
+    """Places of those that go on."""
+    connection: int | None
+    names_bytes: int
+
+
+_shapes: dict[tuple[bytes, ...], _Shape] = {}
+_SHAPES_MAX = 2000
+
+
+def _shape(names: tuple[bytes, ...]) -> _Shape:
+    shape = _Shape([], [], None, sum(map(len, names)))
+    for place, name in enumerate(name.lower() for name in names):
+        rule = _rule_of_ours(name) if name.startswith(_OURS) else _RULES.get(name)
+        if name == b"connection":
+            shape = shape._replace(connection=place)
+        elif rule is not None and rule is not _drop:
+            shape.read.append((place, rule))
+        if rule is None or rule in _PASSING:
+            shape.passed.append(place)
+    if len(_shapes) >= _SHAPES_MAX:
+        _shapes.clear()
+    _shapes[names] = shape
+    return shape
+
+
+def read_headers(headers: Sequence[Header], bounds: BoundSettings) -> Said:
     """Read a request's headers. What is wrong with them stands in `problem`."""
     said = Said()
-    forward = said.forward
-    count = size = 0
-    listed: bytes | None = None
-    for header in headers:
-        name, value = header
-        count += 1
-        size += len(name) + len(value) + 4
-        rule = _known.get(name, _unseen)
-        if rule is _unseen:
-            rule = _rule_of(name)
-        if rule is None:
-            forward.append(header)
-        elif rule is _listed:
-            listed = value
-        else:
-            try:
-                if rule(said, name, value, bounds):
-                    forward.append(header)
-            except BadHeader as problem:
-                said.problem = said.problem or problem
-    if count > bounds.headers or size > bounds.header_bytes:
+    names = tuple([name for name, _ in headers])
+    shape = _shapes.get(names) or _shape(names)
+    said.forward = forward = [headers[place] for place in shape.passed]
+    for place, rule in shape.read:
+        header = headers[place]
+        try:
+            if not rule(said, header[0], header[1], bounds):
+                forward.remove(header)
+        except BadHeader as problem:
+            said.problem = said.problem or problem
+    size = shape.names_bytes + sum([len(value) for _, value in headers]) + 4 * len(headers)
+    if len(headers) > bounds.headers or size > bounds.header_bytes:
         said.problem = HeadersTooLarge(
-            f"The request's head has {count} headers of {size} bytes together; "
+            f"The request's head has {len(headers)} headers of {size} bytes together; "
             f"at most {bounds.headers} headers of {bounds.header_bytes} bytes are accepted."
         )
-    if listed is not None and listed.lower() not in (b"keep-alive", b"close"):
+    listed = b"" if shape.connection is None else headers[shape.connection][1]
+    if listed and listed.lower() not in (b"keep-alive", b"close"):
         named = {part.strip().lower() for part in listed.split(b",")}
         said.upgrade = said.upgrade and b"upgrade" in named
         said.forward = [header for header in forward if header[0].lower() not in named]
@@ -111,7 +108,8 @@ def read_headers(headers: Iterable[Header], bounds: BoundSettings) -> Said:
     return said
 
 
-# Rules for headers that are not ours by prefix: read what concerns us; True lets the header through to the provider.
+# Rules for headers that are not ours by prefix: read what concerns us. Those of `_PASSING` go on to the provider, unless
+# their rule says False; the others do not, whatever it says.
 
 Rule = Callable[[Said, bytes, bytes, BoundSettings], bool]
 
@@ -120,13 +118,9 @@ def _drop(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     return False
 
 
-def _listed(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
-    return False
-
-
 def _host(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     said.host = value.decode("latin-1")
-    return False
+    return True
 
 
 def _content_type(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
@@ -143,12 +137,12 @@ def media_type(value: bytes) -> str:
 def _content_length(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     # The server refuses what is not a number and two lengths that differ; what reaches us is one.
     said.content_length = int(value) if value.isdigit() else None
-    return False
+    return True
 
 
 def _transfer_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     said.transfer_coding = True
-    return False
+    return True
 
 
 def _content_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
@@ -158,7 +152,7 @@ def _content_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettin
 
 def _accept_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     said.accepts = _readable(value)
-    return False
+    return True
 
 
 @lru_cache(maxsize=1000)
@@ -171,7 +165,7 @@ def _readable(value: bytes) -> bytes:
 
 def _upgrade(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     said.upgrade = True
-    return False
+    return True
 
 
 def _credential(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
@@ -214,7 +208,7 @@ def _cache_control(said: Said, name: bytes, value: bytes, bounds: BoundSettings)
 
 _RULES: dict[bytes, Rule] = {
     b"host": _host,
-    b"connection": _listed,
+    b"connection": _drop,
     b"keep-alive": _drop,
     b"proxy-connection": _drop,
     b"proxy-authenticate": _drop,
@@ -240,6 +234,8 @@ _RULES: dict[bytes, Rule] = {
     b"traceparent": _traceparent,
     b"cache-control": _cache_control,
 }
+
+_PASSING = (_content_type, _content_encoding, _credential, _anthropic, _traceparent, _cache_control)
 
 
 # Ours: everything that starts `helicone-` or `heliograph-`. None of it goes on.
@@ -273,7 +269,7 @@ def _property_rule(name: str) -> Rule:
         if len(said.properties) >= bounds.properties and name not in said.properties:
             raise BadHeader(shown, text, f"at most {bounds.properties} properties on a call")
         said.properties[name] = text
-        return False
+        return True
 
     return read
 
@@ -284,7 +280,7 @@ def _setter_rule(short: str, setter: Callable[[Said, str], None]) -> Rule:
         if len(value) > bounds.property_bytes and short not in _LONG:
             raise BadHeader(_shown(short), text, f"at most {bounds.property_bytes} bytes")
         setter(said, text)
-        return False
+        return True
 
     return read
 
@@ -294,26 +290,9 @@ def _feature_rule(short: str, check: Callable[[str, str], None]) -> Rule:
         text = _text(value)
         check(_shown(short), text)
         said.features[short] = without_credentials(short, text)
-        return False
+        return True
 
     return read
-
-
-_known: dict[bytes, Rule | None] = dict(_RULES)
-"""Rules by header name as sent, of the names met so far; None: passes on unread."""
-_KNOWN_MAX = 2000
-
-
-def _unseen(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
-    raise AssertionError("stands for a name not met before")
-
-
-def _rule_of(sent: bytes) -> Rule | None:
-    name = sent.lower()
-    rule = _rule_of_ours(name) if name.startswith(_OURS) else _RULES.get(name)
-    if len(_known) < _KNOWN_MAX:
-        _known[sent] = rule
-    return rule
 
 
 def _text(value: bytes) -> str:

@@ -6,6 +6,7 @@ Never waits on Kafka, ClickHouse or control.
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
@@ -306,6 +307,7 @@ def _path(target: bytes) -> bytes:
     return b"/" + rest.partition(b"/")[2] if separator else b"/" + target
 
 
+@lru_cache(maxsize=1000)
 def _host_header(origin: Origin) -> bytes:
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
     if origin.port == (443 if origin.scheme == "https" else 80):

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ from schemas.settings import EdgeSettings, ProviderSettings
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PART = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")
+_FOUND_MAX = 1000
 _ANTHROPIC_PATHS = ("/v1/messages", "/v1/complete")
 
 
@@ -61,8 +63,10 @@ class Targets:
         self._by_origin = {e.origin[:3]: e for e in self._entries.values() if e.origin is not None and not e.local}
         self._patterns = [(_pattern(e.template), e) for e in self._entries.values() if e.parts and e.template]
         self._allowed = {_host_port(host) for host in settings.allowed_targets}
+        self.find = lru_cache(_FOUND_MAX)(self._find)
+        """`_find`, which gives the same for the same call."""
 
-    def find(self, path: str, host: str, *, target_url: str | None, speaks_anthropic: bool) -> Target:
+    def _find(self, path: str, host: str, *, target_url: str | None, speaks_anthropic: bool) -> Target:
         """The target of a call.
 
         Args:
