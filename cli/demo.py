@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -73,16 +74,18 @@ def demo(
 
 async def _run(base: str, port: int, seconds: float, rate: float, key: str, seed: int) -> Counter[str]:
     import httpx
-    from granian.constants import HTTPModes, Interfaces
-    from granian.server.embed import Server
+    import uvicorn
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    provider = Server(
-        DemoProvider(seed=seed), address="127.0.0.1", port=port, interface=Interfaces.ASGI, http=HTTPModes.http1,
-        websockets=False, log_enabled=False,
-    )  # fmt: skip
-    serving = asyncio.create_task(provider.serve())
-    await asyncio.sleep(0.5)
+    provider = uvicorn.Server(
+        uvicorn.Config(DemoProvider(seed=seed), port=port, ws="none", lifespan="off", log_config=None, access_log=False)
+    )
+    serving = threading.Thread(target=provider.run, daemon=True)  # in a thread it leaves Ctrl-C to us
+    serving.start()
+    for _ in range(200):
+        if provider.started:
+            break
+        await asyncio.sleep(0.05)
     chance = random.Random(seed)  # noqa: S311 - for show
     counts: Counter[str] = Counter()
     limit = asyncio.Semaphore(_IN_FLIGHT_MAX)
@@ -106,8 +109,8 @@ async def _run(base: str, port: int, seconds: float, rate: float, key: str, seed
                     progress.update(task, completed=gone, sent=counts.total())
                     await asyncio.sleep(min(chance.expovariate(rate), 2))
     finally:
-        provider.stop()  # type: ignore[no-untyped-call]
-        await asyncio.gather(serving, return_exceptions=True)
+        provider.should_exit = True
+        await asyncio.to_thread(serving.join)
     return counts
 
 

@@ -244,19 +244,13 @@ class ClientConnection(asyncio.Protocol):
         if not self._waiting:
             return
         self.deadline = NEVER
-        own = self._front.own.get(self._waiting[0].target)
-        if own is not None:
-            client = self._waiting.popleft()
-            status, body = own()
-            client.answer(status, [(b"content-type", b"application/json")], body, framed=False)
-            self._goes_on(client)
-        elif self.task is None:
+        if self.task is None:
             self.task = self.loop.create_task(self._serve())
         else:
             self._wake()
 
     async def _serve(self) -> None:
-        serve = self._front.serve
+        front = self._front
         while not self._is_closed:
             if not self._waiting:
                 self._wanted = self.loop.create_future()
@@ -264,7 +258,12 @@ class ClientConnection(asyncio.Protocol):
                 continue
             self._client = client = self._waiting.popleft()
             try:
-                await serve(client)
+                own = front.own.get(client.target)
+                if own is None:
+                    await front.serve(client)
+                else:
+                    status, body = own()
+                    client.answer(status, [(b"content-type", b"application/json")], body, framed=False)
             finally:
                 self._client = None
                 self._goes_on(client)

@@ -164,7 +164,7 @@ def _readable(value: bytes) -> bytes:
 
 
 def _upgrade(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
-    said.upgrade = True
+    said.upgrade = value.lower() == b"websocket"  # anything else need not be taken up (RFC 9110, 7.8)
     return True
 
 
@@ -285,11 +285,19 @@ def _setter_rule(short: str, setter: Callable[[Said, str], None]) -> Rule:
     return read
 
 
+_REMEMBERED_BYTES = 1024
+
+
 def _feature_rule(short: str, check: Callable[[str, str], None]) -> Rule:
-    def read(said: Said, header: bytes, value: bytes, bounds: BoundSettings) -> bool:
+    def recorded(value: bytes) -> str:
         text = _text(value)
         check(_shown(short), text)
-        said.features[short] = without_credentials(short, text)
+        return without_credentials(short, text)
+
+    remembered = lru_cache(maxsize=256)(recorded)  # a caller says the same with every call
+
+    def read(said: Said, header: bytes, value: bytes, bounds: BoundSettings) -> bool:
+        said.features[short] = remembered(value) if len(value) <= _REMEMBERED_BYTES else recorded(value)
         return True
 
     return read

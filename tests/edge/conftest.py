@@ -1,4 +1,4 @@
-"""The edge as it runs, in a process of its own: Granian, a real Valkey, a spool; and a provider scripted byte by byte."""
+"""The edge as it runs, in a process of its own, a real Valkey, a spool; and a provider scripted byte by byte."""
 
 import asyncio
 import os
@@ -207,3 +207,18 @@ def edge(tmp_path_factory: pytest.TempPathFactory, provider_port: int, redis_url
     edge, process = start_edge(tmp_path_factory.mktemp("edge"), provider_port, redis_url)
     yield edge
     stop_edge(process)
+
+
+@pytest.fixture
+def edge_with(tmp_path: Path, provider_port: int, redis_url: str) -> Iterator[Callable[..., Edge]]:
+    """Starts an edge of the test's own, with these settings."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(**settings: str) -> Edge:
+        edge, process = start_edge(tmp_path, provider_port, redis_url, **settings)
+        started.append(process)
+        return edge
+
+    yield start
+    for process in started:
+        stop_edge(process)
