@@ -1,11 +1,11 @@
-"""Commands for what is stored: migrate, replay, reset."""
+"""Commands for what is stored: migrate, reset."""
 
 import asyncio
 import os
 import shutil
-from datetime import UTC, datetime
 
 import typer
+from rich.markup import escape
 
 from cli.environment import console, data_dir, errors, read_env_file, settings_errors, shared_settings
 from schemas.settings import KafkaSettings
@@ -13,6 +13,7 @@ from schemas.settings import KafkaSettings
 
 def migrate() -> None:
     """Bring the ClickHouse tables and the control database to this version's form. Safe to run again."""
+    from control.errors import ControlError
     from control.keys import open_keys
     from ingest.clickhouse import StoreError
     from ingest.migrations import migrate as migrate_tables
@@ -32,7 +33,12 @@ def migrate() -> None:
         async with open_keys(shared) as keys:  # opening brings the database up to date
             await keys.publish()
 
-    asyncio.run(control_data())
+    try:
+        with settings_errors():
+            asyncio.run(control_data())
+    except ControlError as error:
+        errors.print(f"[bold red]The control database could not be migrated:[/] {escape(str(error))}")
+        raise typer.Exit(1) from None
     console.print("Tables and control data are up to date." if done else "Everything was up to date.")
 
 
@@ -49,71 +55,6 @@ def _migrate_topics(settings: KafkaSettings) -> list[str]:
         errors.print(f"[bold red]Kafka's topics could not be migrated:[/] {error}")
         raise typer.Exit(1) from None
     return done
-
-
-_TIME = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
-_FROM = typer.Option(None, "--from", formats=_TIME, help="Only letters that died at or after this time (UTC).")
-_TO = typer.Option(None, "--to", formats=_TIME, help="Only letters that died before it (UTC).")
-
-
-def replay(
-    died_from: datetime | None = _FROM,
-    died_to: datetime | None = _TO,
-    topic: str = typer.Option("", help="Only letters of this topic (as a batch names it)."),
-    reason: str = typer.Option("", help="Only letters that died of this."),
-) -> None:
-    """Try dead letters again. Each counts once, however often this is run."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
-
-    from ingest.clickhouse import StoreError
-    from schemas.settings import WorkerSettings, load
-    from workers.app import price_book
-    from workers.replay import Selection, count_dead_letters, replay_dead_letters
-
-    shared = shared_settings()
-    chosen = Selection(
-        topic=topic or None,
-        reason=reason or None,
-        died_from_ms=_epoch_ms(died_from),
-        died_until_ms=_epoch_ms(died_to),
-    )
-    try:
-        total = count_dead_letters(shared.clickhouse, chosen)
-        with Progress(
-            TextColumn("replaying"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        ) as progress:
-            task = progress.add_task("replay", total=total)
-            result = replay_dead_letters(
-                shared.clickhouse,
-                prices=price_book(load(WorkerSettings)),
-                keep_days=shared.retention.requests_days,
-                selection=chosen,
-                progress=lambda counts: progress.update(task, completed=counts.read),
-            )
-    except StoreError as error:
-        errors.print(f"[bold red]Replay broke off:[/] {error}\nWhat was stored stays; run it again for the rest.")
-        raise typer.Exit(1) from None
-    table = Table("", "dead letters", title="Replay", title_justify="left")
-    table.columns[1].justify = "right"
-    for what, count in (
-        ("read", result.read),
-        ("stored before", result.stored_before),
-        ("stored now", result.stored_now),
-        ("dead again", result.dead_again),
-        *((f"  {why}", count) for why, count in result.reasons.items()),
-    ):
-        table.add_row(what, f"{count:,}")
-    console.print(table)
-
-
-def _epoch_ms(at: datetime | None) -> int | None:
-    return None if at is None else int(at.replace(tzinfo=UTC).timestamp() * 1000)
 
 
 def reset(yes: bool = typer.Option(False, "--yes", help="Do not ask.")) -> None:

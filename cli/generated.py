@@ -1,4 +1,4 @@
-"""Files made from the code: docs/settings.md, the event's published schema, the API's document."""
+"""Files made from the code: docs/settings.md, the published schemas of the event and of the enriched request."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import msgspec
 import typer
 
 from cli.environment import console, errors
+from schemas.enriched import EnrichedRequest
 from schemas.event import Event
 from schemas.settings import ALL, prefix_of, settings_list
 
@@ -34,15 +35,24 @@ def files() -> dict[Path, str]:
     return {
         _ROOT / "docs" / "settings.md": settings_page(),
         _ROOT / "schemas" / "event.v1.schema.json": event_schema(),
+        _ROOT / "schemas" / "requests.enriched.v1.schema.json": enriched_schema(),
     }
 
 
 def event_schema() -> str:
     """The event as JSON Schema. On the wire it is msgpack; bodies, written here as base64, are raw bytes there."""
+    return _schema("Heliograph event v1", Event)
+
+
+def enriched_schema() -> str:
+    return _schema("Heliograph enriched request v1", EnrichedRequest)
+
+
+def _schema(title: str, type_: type) -> str:
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Heliograph event v1",
-        **msgspec.json.schema(Event),
+        "title": title,
+        **msgspec.json.schema(type_),
     }
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.environment import console, errors, shared_settings
+from cli.environment import console, errors, settings_errors, shared_settings
 
 if TYPE_CHECKING:  # each command loads what it needs when it runs: `heliograph edge` must not wait for SQLAlchemy
     from control.keys import Keys
@@ -117,7 +117,8 @@ def _run(work: Callable[["Keys"], Awaitable[T]]) -> T:
 
     shared = shared_settings()
     try:
-        return asyncio.run(opened())
+        with settings_errors():
+            return asyncio.run(opened())
     except ControlError as error:
         errors.print(f"[red]{escape(str(error))}[/]")
         raise typer.Exit(1) from None

@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import data, demo, doctor, generated, keys, services, tail, up
+from cli import data, demo, doctor, generated, keys, replay, services, tail, up
 
 app = typer.Typer(
     name="heliograph",
@@ -30,6 +30,6 @@ app.command(rich_help_panel=_SERVICES)(services.control)
 app.command(rich_help_panel=_SERVICES)(services.metrics)
 
 app.command(rich_help_panel=_UPKEEP)(data.migrate)
-app.command(rich_help_panel=_UPKEEP)(data.replay)
+app.add_typer(replay.replay_app, name="replay", rich_help_panel=_UPKEEP)
 app.command(rich_help_panel=_UPKEEP)(data.reset)
 app.command(hidden=True)(generated.generated)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import threading
@@ -27,18 +26,20 @@ from schemas.settings import (
 )
 
 if TYPE_CHECKING:
-    from ingest.log import Log, RangeReader
+    from control.pipeline import LogView
+    from ingest.log import Log
+    from workers.app import Opened
 
+_STOP_S = 10
 TETHERED = typer.Option(False, "--tethered", hidden=True, help="End when the parent process ends.")
 
 
 def _begin(service: str, tethered: bool) -> None:
     if tethered:
         tether()
-        # Granian's worker would otherwise outlive a killed main, holding the port and the spool beside its successor.
-        os.register_at_fork(after_in_child=tether)
     shared = shared_settings()
     logs.set_up(service, level=shared.log_level, form=shared.log_format)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 def edge(tethered: bool = TETHERED) -> None:
@@ -136,6 +137,7 @@ def ship(tethered: bool = TETHERED) -> None:
         settings = load(ShipperSettings)
     from ingest.log import LogError
     from ingest.objects import Objects
+    from ingest.objects_expiry import Expiry
     from ingest.shipper import Shipper, ship_all
 
     shared = shared_settings()
@@ -151,7 +153,7 @@ def ship(tethered: bool = TETHERED) -> None:
     log = logging.getLogger("heliograph.shipper")
     log.info("shipper is ready")
     try:
-        with settings_errors():
+        with settings_errors(), Expiry(objects, shared.objects, shared.retention):
             ship_all(
                 shared.data_dir / "spool", lambda folder: Shipper(folder, shared.kafka, settings, objects), stopping
             )
@@ -169,47 +171,64 @@ def worker(tethered: bool = TETHERED) -> None:
 
     shared = shared_settings()
     with settings_errors():
-        app = create_app(shared, settings, lambda: _open_reader(shared))
+        app = create_app(shared, settings, lambda: opened(shared))
     run(app)
 
 
-def _open_reader(shared: SharedSettings) -> "RangeReader":
+def opened(shared: SharedSettings) -> "Opened":
+    """The log, whichever it is, to read and to publish in."""
+    from workers.app import Opened
+
     if shared.kafka.bootstrap_servers is None:
         from ingest.spool_log import SpoolReader
 
-        return SpoolReader(shared.data_dir / "spool")
+        return Opened(SpoolReader(shared.data_dir / "spool"))
+    from ingest.kafka_publisher import KafkaPublisher
     from ingest.kafka_reader import KafkaReader
+    from ingest.kafka_thread import KafkaThread
+    from workers.publish import Publisher
 
-    return KafkaReader(shared.kafka)
+    thread = KafkaThread()
+    publisher = Publisher(shared.kafka, KafkaPublisher(shared.kafka, thread))
+    return Opened(KafkaReader(shared.kafka, thread), publisher)
 
 
 def control(tethered: bool = TETHERED) -> None:
     """Run the API that people and dashboards read."""
     _begin("control", tethered)
+    from control.database import database_url
+    from ingest.objects import Objects
+
     with settings_errors():
         settings = load(ControlSettings)
-    asyncio.run(_control(settings))
+        shared = shared_settings()
+        database_url(shared)
+        if shared.objects.url is not None:
+            Objects(shared.objects, shared.data_dir).open()
+    import uvicorn
 
-
-async def _control(settings: ControlSettings) -> None:
-    from granian.constants import HTTPModes, Interfaces
-    from granian.server.embed import Server
-
-    from cli.spool_view import SpoolView
     from control.app import create_app
 
-    shared = shared_settings()
-    server = Server(
-        create_app(settings, shared, log_view=SpoolView(shared.data_dir / "spool")),
-        address=settings.host,
+    uvicorn.run(
+        create_app(settings, shared, log_view=_log_view(shared)),
+        host=settings.host,
         port=settings.port,
-        interface=Interfaces.ASGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        log_enabled=False,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=_STOP_S,
     )
-    _on_stop(server.stop)
-    await server.serve()
+
+
+def _log_view(shared: SharedSettings) -> "LogView":
+    root = shared.data_dir / "spool"
+    if shared.kafka.bootstrap_servers is None:
+        from cli.spool_view import SpoolView
+
+        return SpoolView(root)
+    from cli.kafka_view import KafkaView
+
+    return KafkaView(shared.kafka, root)
 
 
 def metrics(tethered: bool = TETHERED) -> None:

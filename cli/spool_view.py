@@ -1,6 +1,6 @@
 """The spools of this machine as control's pipeline page sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from control.pipeline import PartitionView
@@ -34,9 +34,21 @@ class SpoolView:
     async def dropped(self) -> int:
         return sum(dropped_events(folder) for folder in spools(self._root).values())
 
-    async def created_ms(self, partition: Partition, offset: int) -> int | None:
-        try:
-            (record,) = self._reader.read(Batch(partition.topic, partition.number, offset, offset))
-            return None if record.corrupt else unpack(record.payload).created_ms
-        except (LogError, BadEvent):
-            return None
+    async def spools(self) -> None:
+        return None
+
+    async def oldest_ms(self, first: Mapping[Partition, int]) -> int | None:
+        found = (created_ms(self._reader, partition, offset) for partition, offset in first.items())
+        return min((at_ms for at_ms in found if at_ms is not None), default=None)
+
+    async def close(self) -> None:
+        self._reader.close()
+
+
+def created_ms(reader: SpoolReader, partition: Partition, offset: int) -> int | None:
+    """When the call of the event at an offset came in; None: it cannot be read, or is none."""
+    try:
+        (record,) = reader.read(Batch(partition.topic, partition.number, offset, offset))
+        return None if record.corrupt else unpack(record.payload).created_ms
+    except (LogError, BadEvent):
+        return None

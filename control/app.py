@@ -7,7 +7,7 @@ rows as the contract has them.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -21,19 +21,21 @@ from starlette.staticfiles import StaticFiles
 
 from control import facts, helicone, models, people
 from control.auth import Caller, identify, require
-from control.database import Database, database_url
+from control.database import Database
 from control.errors import BadRequest, ControlError, Forbidden, StoreDown
 from control.filters import NAMES, OUTCOMES, Filters, read_filters, read_uuid
 from control.health import Health
 from control.keys import KeyInfo, Keys, connect_redis, parse_expiry, stopped_within
 from control.measures import GROUPS, RANKS, Asked, Rank, measure, read_bucket, read_groups
-from control.pipeline import LogView, PartitionView, Pipeline
+from control.moved import MovedBodies
+from control.pipeline import LogView, PartitionView, Pipeline, ShippedSpool
 from control.requests import SORT_FIELDS, Order, SortField, list_requests, one_request, read_cursor
 from control.scope import Query as ScopedQuery
 from control.scope import Range, iso, read_range
 from control.store import Store
 from control.web import Json, Watch, on_control_error, on_http_error, on_validation_error
 from ingest.log import LogError
+from ingest.objects import Objects
 from schemas.batch import Partition
 from schemas.keys import Permission
 from schemas.settings import ControlBounds, ControlSettings, SharedSettings
@@ -50,6 +52,7 @@ class Services(NamedTuple):
     property_bytes: int
     keys: Keys
     store: Store
+    moved: MovedBodies
     pipeline: Pipeline
     health: Health
 
@@ -60,11 +63,17 @@ class NoLog:
     async def partitions(self) -> Sequence[PartitionView]:
         return []
 
+    async def spools(self) -> Sequence[ShippedSpool] | None:
+        return None
+
     async def dropped(self) -> int:
         return 0
 
-    async def created_ms(self, partition: Partition, offset: int) -> int | None:
+    async def oldest_ms(self, first: Mapping[Partition, int]) -> int | None:
         return None
+
+    async def close(self) -> None:
+        pass
 
 
 def create_app(
@@ -117,10 +126,11 @@ async def open_services(
     settings: ControlSettings, shared: SharedSettings, log_view: LogView, bounds: ControlBounds
 ) -> AsyncIterator[Services]:
     """Opened in order, closed in reverse. A part that is down at the start is tried again, not waited for."""
-    database = Database(database_url(shared), timeout_s=bounds.database_timeout_s)
+    database = Database(shared, timeout_s=bounds.database_timeout_s)
     redis = connect_redis(shared, timeout_s=bounds.redis_timeout_s)
     keys = Keys(database, redis, redis_timeout_s=bounds.redis_timeout_s)
     store = Store(shared.clickhouse, timeout_s=settings.query_timeout_s, bounds=bounds)
+    moved = MovedBodies(Objects(shared.objects, shared.data_dir), bounds)
     pipeline = Pipeline(log_view, store)
     health = Health(
         store=store,
@@ -136,7 +146,15 @@ async def open_services(
     keeper = asyncio.create_task(_keep_keys(database, keys, bounds, stop))
     try:
         yield Services(
-            settings, bounds, shared.retention.requests_days, bounds.property_bytes, keys, store, pipeline, health
+            settings,
+            bounds,
+            shared.retention.requests_days,
+            bounds.property_bytes,
+            keys,
+            store,
+            moved,
+            pipeline,
+            health,
         )
     finally:
         stop.set()
@@ -146,6 +164,7 @@ async def open_services(
             keeper.cancel()
         elif (failure := keeper.exception()) is not None:
             log.error("publishing keys had ended", exc_info=failure)
+        await log_view.close()
         await asyncio.to_thread(store.close)
         if redis is not None:
             await redis.aclose()
@@ -165,6 +184,7 @@ async def _keep_keys(database: Database, keys: Keys, bounds: ControlBounds, stop
 
 
 async def _on_log_error(request: Request, error: Exception) -> Response:
+    log.warning("the log cannot be looked at", extra={"error": str(error)})
     down = StoreDown(f"the log cannot be looked at just now ({type(error).__name__}); try again")
     return await on_control_error(request, down)
 
@@ -298,7 +318,12 @@ def _add_requests(app: FastAPI) -> None:
         services = services_of(request)
         return Json(
             await one_request(
-                services.store, caller.project_id, read_uuid(id, "id"), now_ms=_now_ms(), kept_days=services.kept_days
+                services.store,
+                services.moved,
+                caller.project_id,
+                read_uuid(id, "id"),
+                now_ms=_now_ms(),
+                kept_days=services.kept_days,
             )
         )
 
@@ -591,6 +616,7 @@ def _add_helicone(app: FastAPI) -> None:
         services = services_of(request)
         row = await helicone.one_request(
             services.store,
+            services.moved,
             caller.project_id,
             read_uuid(id, "id"),
             now_ms=_now_ms(),

@@ -1,6 +1,7 @@
 """Projects and keys: a small relational database, SQLite on one machine, PostgreSQL in a cluster. Never on the hot path."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import as_file, files
@@ -14,11 +15,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from control.errors import DatabaseDown
-from schemas.settings import SharedSettings
+from control import postgres
+from control.errors import DatabaseDown, shown
+from schemas.settings import DatabaseSettings, SettingsError, SharedSettings
 
-_MIGRATION_LOCK = 4_771_301_001
+MIGRATION_LOCK = 4_771_301_001
 """PostgreSQL's advisory lock under which migrations run, so that several may start at once."""
+
+_SQLITE = "sqlite+aiosqlite://"
+_SWITCH_PAUSE_S = 0.02
 
 
 class Base(DeclarativeBase):
@@ -68,13 +73,19 @@ class SnapshotState(Base):
 
 
 class Database:
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, shared: SharedSettings, *, timeout_s: float) -> None:
+        """Opens no connection yet.
+
+        Args:
+            timeout_s: longest wait for one piece of work, the connection included.
+
+        Raises:
+            SettingsError: control data cannot be where the settings say.
+        """
+        self._url = database_url(shared)
+        self._settings = shared.database
         self._timeout_s = timeout_s
-        self.engine: AsyncEngine = create_async_engine(
-            url, pool_pre_ping=not url.startswith("sqlite"), pool_timeout=timeout_s, connect_args=_connect_args(url)
-        )
-        if self.engine.dialect.name == "sqlite":
-            _speak_sqlite(self.engine)
+        self.engine: AsyncEngine = _engine(self._url, self._settings, timeout_s)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -106,36 +117,52 @@ class Database:
         """Bring the tables to this version's form. Safe at any time, by several at once.
 
         Raises:
-            DatabaseDown: run it again.
+            DatabaseDown: run it again. Written for the operator: it names the setting and what the database said.
         """
-        with database_errors():
-            async with asyncio.timeout(30), self.engine.connect() as connection:
-                connection = await connection.execution_options(sqlite_begin="IMMEDIATE")
-                async with connection.begin():
-                    if self.engine.dialect.name == "postgresql":
-                        await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-                    await connection.run_sync(_upgrade)
+        try:
+            with database_errors():
+                async with asyncio.timeout(self._settings.migration_timeout_s), self.engine.connect() as connection:
+                    if self.engine.dialect.name == "sqlite":
+                        await _write_ahead(connection)
+                    await self._migrate(connection)
+        except DatabaseDown as error:
+            raise DatabaseDown(_told(self._url, error)) from error
+
+    async def _migrate(self, connection: AsyncConnection) -> None:
+        connection = await connection.execution_options(sqlite_begin="IMMEDIATE")
+        async with connection.begin():
+            if self.engine.dialect.name == "postgresql":
+                longest_ms = int(self._settings.migration_timeout_s * 1000)
+                await connection.execute(text(f"SET LOCAL statement_timeout = {longest_ms}"))
+                await connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+            await connection.run_sync(_upgrade)
 
     async def close(self) -> None:
         await self.engine.dispose()
 
 
 def database_url(settings: SharedSettings) -> str:
-    """Where control data is. For SQLite the folder is made, readable by its owner alone."""
-    if settings.database_url is not None:
-        url = settings.database_url.get_secret_value()
-        # What people write, and the driver that is meant.
-        for plain, asynchronous in (
-            ("postgres://", "postgresql+asyncpg://"),
-            ("postgresql://", "postgresql+asyncpg://"),
-            ("sqlite://", "sqlite+aiosqlite://"),
-        ):
-            if url.startswith(plain):
-                return asynchronous + url.removeprefix(plain)
-        return url
-    folder = settings.data_dir.absolute()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return f"sqlite+aiosqlite:///{folder / 'control.db'}"
+    """Where control data is, as SQLAlchemy names it. For SQLite in the data folder that folder is made, readable by its
+    owner alone.
+
+    Raises:
+        SettingsError: neither PostgreSQL nor SQLite, or without its driver.
+    """
+    if settings.database_url is None:
+        folder = settings.data_dir.absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return f"{_SQLITE}/{folder / 'control.db'}"
+    scheme, separator, rest = settings.database_url.get_secret_value().partition("://")
+    match scheme + separator:
+        case "postgresql://" | "postgres://" | postgres.SCHEME:
+            postgres.require_driver()
+            return postgres.SCHEME + rest
+        case "sqlite://" | "sqlite+aiosqlite://":
+            return _SQLITE + rest
+    raise SettingsError(
+        f"HELIOGRAPH_DATABASE_URL: begins with {shown(scheme)!r}; must be postgresql://user:password@host:5432/database or "
+        "sqlite:////folder/control.db"
+    )
 
 
 @contextmanager
@@ -147,14 +174,35 @@ def database_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError, TimeoutError) as error:
         # The message of SQLAlchemy holds the statement and its values; only the kind of error goes out.
         origin = getattr(error, "orig", None) or error
         raise DatabaseDown(f"projects and keys cannot be read just now ({type(origin).__name__}); try again") from error
 
 
-def _connect_args(url: str) -> dict[str, Any]:
-    return {"timeout": 5} if url.startswith("sqlite") else {}
+def _told(url: str, error: DatabaseDown) -> str:
+    cause = error.__cause__
+    origin = getattr(cause, "orig", None) or cause
+    said = str(origin) if isinstance(origin, postgres.NotLetIn) else f"{type(origin).__name__}: {_first_line(origin)}"
+    if url.startswith(postgres.SCHEME):
+        where, right = postgres.place(url), "PostgreSQL must run there and let this user make tables in its database"
+    else:
+        where, right = url, "its folder must exist, be this user's, and have room"
+    return f"HELIOGRAPH_DATABASE_URL = {where}: {said}; {right}"
+
+
+def _first_line(error: object) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
+
+
+def _engine(url: str, settings: DatabaseSettings, timeout_s: float) -> AsyncEngine:
+    pool: dict[str, Any] = {"pool_size": settings.connections, "max_overflow": 0, "pool_timeout": timeout_s}
+    if url.startswith(postgres.SCHEME):
+        connect = postgres.connector(url, settings)
+        return create_async_engine(postgres.SCHEME, async_creator=connect, pool_pre_ping=True, **pool)
+    engine = create_async_engine(url, connect_args={"timeout": settings.statement_timeout_s}, **pool)
+    _speak_sqlite(engine)
+    return engine
 
 
 def _speak_sqlite(engine: AsyncEngine) -> None:
@@ -163,13 +211,28 @@ def _speak_sqlite(engine: AsyncEngine) -> None:
         # Python's sqlite3 begins transactions by habits of its own; SQLAlchemy's `begin` below does it instead.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
     def begun(connection: Connection) -> None:
         connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', '')}")
+
+
+async def _write_ahead(connection: AsyncConnection) -> None:
+    """Let readers and a writer work side by side; the file stays so. SQLite does not wait for others that are just
+    changing it, whatever its busy timeout: we do, until the migration's time is over."""
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert driver is not None
+    while True:
+        try:
+            await driver.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+        await asyncio.sleep(_SWITCH_PAUSE_S)
 
 
 def _upgrade(connection: Connection) -> None:

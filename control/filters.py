@@ -129,8 +129,7 @@ def conditions(filters: Filters, query: Query, *, updated: frozenset[str] = froz
     for name, values in filters.exact.items():
         parts.append(_among(query, _EXACT[name], values))
     if filters.keys:
-        named = query.bind("Array(String)", filters.keys)
-        parts.append(f"(key_id IN {named} OR key_name IN {named})")
+        parts.append(key_condition(filters.keys, query))
     if filters.statuses:
         parts.append(status_condition(filters.statuses, query, "status"))
     if filters.outcomes:
@@ -161,6 +160,12 @@ def property_condition(query: Query, name: str, values: Sequence[str], *, update
     newest = f"SELECT request_id FROM property_updates WHERE {PROJECT} AND name = {bound} GROUP BY request_id"
     wanted = query.bind("Array(String)", list(values))
     return f"(id IN ({newest} HAVING argMax(value, created_at) IN {wanted}) OR ({stored} AND id NOT IN ({newest})))"
+
+
+def key_condition(keys: Sequence[str], query: Query) -> str:
+    """Requests made with one of these keys, by id or by name."""
+    named = query.bind("Array(String)", list(keys))
+    return f"(key_id IN {named} OR key_name IN {named})"
 
 
 def status_condition(statuses: Sequence[tuple[int, int] | None], query: Query, column: str) -> str:

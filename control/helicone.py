@@ -15,7 +15,9 @@ from control.helicone_filter import (
     STATUS,
     read_filter,
 )
-from control.requests import bodies_shape, find_row, property_updates, read_bodies, windows
+from control.moved import MovedBodies
+from control.requests import bodies_shape, find_row, property_updates, read_bodies, references_of, windows
+from control.rows import NOTHING_MOVED
 from control.scope import DAY_MS, PROJECT, Query, Range, iso, text
 from control.store import Row, Store
 from schemas.settings import ControlBounds
@@ -159,7 +161,15 @@ async def count_requests(store: Store, query: Query, where: str) -> int:
 
 
 async def one_request(
-    store: Store, project_id: str, id_: UUID, *, now_ms: int, kept_days: int, with_bodies: bool, bounds: ControlBounds
+    store: Store,
+    moved: MovedBodies,
+    project_id: str,
+    id_: UUID,
+    *,
+    now_ms: int,
+    kept_days: int,
+    with_bodies: bool,
+    bounds: ControlBounds,
 ) -> dict[str, Any]:
     """
     Raises:
@@ -167,7 +177,7 @@ async def one_request(
     """
     _, row = await find_row(store, project_id, id_, now_ms=now_ms, kept_days=kept_days, select=_SELECT)
     query = Query(project_id, Range(row[1], row[1] + 1))
-    shapes = await _shapes(store, query, [row], with_bodies=with_bodies, answer_bytes=None)
+    shapes = await _shapes(store, query, [row], with_bodies=with_bodies, answer_bytes=None, moved=moved)
     return shapes[0]
 
 
@@ -198,8 +208,18 @@ def _order(sort: dict[str, Any], query: Query) -> tuple[str, bool, bool]:
 
 
 async def _shapes(
-    store: Store, query: Query, rows: list[Row], *, with_bodies: bool, answer_bytes: int | None
+    store: Store,
+    query: Query,
+    rows: list[Row],
+    *,
+    with_bodies: bool,
+    answer_bytes: int | None,
+    moved: MovedBodies | None = None,
 ) -> list[dict[str, Any]]:
+    """
+    Args:
+        moved: where moved bodies are read back from; None: rows of a list name the place only.
+    """
     ids = [row[0] for row in rows]
     updates = await property_updates(store, query, ids)
     scores = await scores_of(store, query, ids)
@@ -217,7 +237,9 @@ async def _shapes(
         if not with_bodies:
             request = response = None
         elif id_ in fitting:
-            request, response = bodies_shape(bodies.get(id_), row[-2], row[-1])
+            body = bodies.get(id_)
+            found = NOTHING_MOVED if moved is None else await moved.fetch(query.project_id, references_of(body))
+            request, response = bodies_shape(body, row[-2], row[-1], found)
         else:
             request = response = _BODY_ELSEWHERE
         shapes.append(_shape(row, updates.get(id_, {}), scores.get(id_, {}), request, response))

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control import metrics
-from control.database import Database, Project, SnapshotState, StoredKey, database_url
+from control.database import Database, Project, SnapshotState, StoredKey
 from control.errors import BadRequest, Conflict, ControlError, NotFound, shown
 from schemas.ids import new_id
 from schemas.keys import (
@@ -192,8 +192,10 @@ class Keys:
     async def list_projects(self) -> list[ProjectInfo]:
         """Every project, by name."""
         async with self.database.reading() as connection:
-            rows = await connection.execute(select(Project.id, Project.created_ms).order_by(Project.id))
-            return [ProjectInfo(id=row.id, created_ms=row.created_ms) for row in rows]
+            rows = await connection.execute(select(Project.id, Project.created_ms))
+            projects = [ProjectInfo(id=row.id, created_ms=row.created_ms) for row in rows]
+        # Here and not there: a database orders text by its own language.
+        return sorted(projects, key=lambda project: project.id)
 
     async def find(self, text: str) -> KeyInfo | None:
         """The key with this text; None: there is none. Revoked and expired ones are found too."""
@@ -301,7 +303,7 @@ async def open_keys(settings: SharedSettings, bounds: ControlBounds | None = Non
         settings: `redis.url` left out means that nothing is published; whoever starts the embedded Valkey fills it in.
     """
     bounds = bounds or ControlBounds()
-    database = Database(database_url(settings), timeout_s=bounds.database_timeout_s)
+    database = Database(settings, timeout_s=bounds.database_timeout_s)
     redis = connect_redis(settings, timeout_s=bounds.redis_timeout_s)
     try:
         await database.migrate()
@@ -357,13 +359,21 @@ def read_name(name: str) -> str:
         BadRequest: empty, too long, or with characters that do not print.
     """
     name = name.strip()
-    if not 0 < len(name) <= NAME_MAX or not name.isprintable():
+    if not _could_be_a_name(name):
         raise BadRequest("name", name, f"1 to {NAME_MAX} printable characters")
     return name
 
 
+def _could_be_a_name(text: str) -> bool:
+    """Nothing else may reach the database: not each takes every text (PostgreSQL no zero byte, none half a surrogate)."""
+    return 0 < len(text) <= NAME_MAX and text.isprintable()
+
+
 async def _find(connection: AsyncConnection, id_or_name: str, project: str | None) -> KeyInfo:
-    query = select(StoredKey.__table__).order_by(StoredKey.created_ms, StoredKey.id)
+    if not _could_be_a_name(id_or_name):
+        raise NotFound(f"no key has the id or name {shown(id_or_name)!r}")
+    # Locked until the end of the transaction: where two revoke one key, the second sees what the first has done.
+    query = select(StoredKey.__table__).order_by(StoredKey.created_ms, StoredKey.id).with_for_update()
     if project is not None:
         query = query.where(StoredKey.project_id == project)
     by_id = (await connection.execute(query.where(StoredKey.id == id_or_name))).first()
@@ -380,7 +390,11 @@ async def _find(connection: AsyncConnection, id_or_name: str, project: str | Non
 
 
 async def _require_project(connection: AsyncConnection, project: str) -> None:
-    if (await connection.execute(select(Project.id).where(Project.id == project))).first() is None:
+    found = (
+        _PROJECT.fullmatch(project)
+        and (await connection.execute(select(Project.id).where(Project.id == project))).first()
+    )
+    if not found:
         raise NotFound(f"there is no project {shown(project)!r}; `heliograph projects create` makes one")
 
 

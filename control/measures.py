@@ -1,7 +1,8 @@
-"""Numbers over time and by group: from the hour rollup, the minute rollup, the day's users, the hour's properties, or raw.
+"""Numbers over time and by group, from the rollup that knows the question, else from the requests themselves (raw).
 
-A rollup answers for whole buckets; what sticks out at the ends of the range is read raw and merged in, so every source
-gives the same numbers. Quantiles are t-digests, of which users and properties have none.
+A rollup answers for whole buckets; what sticks out at the ends of the range is read from the next narrower one, at last
+raw, and merged in, so every source gives the same numbers. Quantiles are t-digests, which only the rollups by minute,
+hour and day have.
 """
 # ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 
@@ -11,18 +12,19 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from control.errors import BadRequest
-from control.filters import PROPERTY, Filters, conditions, status_condition
+from control.filters import PROPERTY, Filters, conditions, key_condition, status_condition
 from control.requests import updated_properties
 from control.rows import money
 from control.scope import DAY_MS, PROJECT, Query, Range, iso
 from control.store import Row, Store
 
-Source = Literal["raw", "minute", "hour", "users", "properties"]
+Source = Literal["raw", "minute", "hour", "keys", "users", "sessions", "properties", "property_models"]
 Rank = Literal["requests", "cost", "tokens", "last_seen"]
 RANKS: tuple[str, ...] = get_args(Rank)
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
+WEEK_MS = 7 * DAY_MS
 GROUPS_MAX = 3
 BUCKETS_MAX = 5000
 ROWS_MAX = 50_000
@@ -43,12 +45,9 @@ _RAW = {
     "cache": "toString(cache_status)",
     "error_code": "toString(error_code)",
 }
-_ROLLED = {
-    "model": "toString(model)",
-    "provider": "toString(provider)",
-    "status": "status",
-    "outcome": "toString(outcome)",
-}
+_ROLLED = {name: _RAW[name] for name in ("model", "provider", "outcome", "key", "user")} | {"status": "status"}
+_BY_HOUR = {"model", "provider", "status", "outcome"}
+_BY_KEY = {"key", "model", "provider"}
 GROUPS: tuple[str, ...] = (*_RAW, "time", PROPERTY + "<name>")
 
 SUMS = (
@@ -74,13 +73,30 @@ _ROLLED_QUANTILES = (
     f"quantilesTDigestMergeState({_LEVELS})(latency_ms) AS n_latency_ms",
     f"quantilesTDigestMergeState({_LEVELS})(first_token_ms) AS n_first_token_ms",
 )
-_TABLES: dict[Source, tuple[str, str, int]] = {
-    "minute": ("requests_by_minute", "minute", MINUTE_MS),
-    "hour": ("requests_by_hour", "hour", HOUR_MS),
-    "users": ("users_by_day", "day", DAY_MS),
-    "properties": ("properties_by_hour", "hour", HOUR_MS),
-}
 _BUCKET = re.compile(r"([1-9][0-9]{0,3})(m|h|d)")
+
+
+class Table(msgspec.Struct, frozen=True):
+    """Where rows of one width in time are kept."""
+
+    name: str
+    column: str
+    """Of its time."""
+    width_ms: int
+
+
+_REQUESTS = Table("requests", "created_at", 1)
+_TABLES: dict[Source, tuple[Table, ...]] = {
+    "raw": (),
+    "minute": (Table("requests_by_minute", "minute", MINUTE_MS),),
+    "hour": (Table("requests_by_day", "day", DAY_MS), Table("requests_by_hour", "hour", HOUR_MS)),
+    "keys": (Table("keys_by_hour", "hour", HOUR_MS),),
+    "users": (Table("users_by_week", "week", WEEK_MS), Table("users_by_day", "day", DAY_MS)),
+    "sessions": (Table("sessions_by_day", "day", DAY_MS),),
+    "properties": (Table("properties_by_hour", "hour", HOUR_MS),),
+    "property_models": (Table("property_models_by_day", "day", DAY_MS),),
+}
+"""The widest first."""
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -99,6 +115,7 @@ class Part(msgspec.Struct, frozen=True):
 
     source: Source
     range: Range
+    table: Table = _REQUESTS
 
 
 class Answer(msgspec.Struct):
@@ -113,39 +130,52 @@ def choose(asked: Asked, range_: Range) -> Source:
     span = range_.end_ms - range_.start_ms
     bucket = asked.bucket_ms
     fields = asked.filters.fields | set(asked.groups)
-    if fields <= set(_ROLLED):
-        if span >= DAY_MS and (bucket is None or bucket % HOUR_MS == 0):
+    minutes, hours, days = (bucket is None or bucket % width == 0 for width in (MINUTE_MS, HOUR_MS, DAY_MS))
+    if fields <= _BY_HOUR:
+        if span >= DAY_MS and hours:
             return "hour"
-        if span >= 6 * HOUR_MS and (bucket is None or bucket % MINUTE_MS == 0):
-            return "minute"
-        return "raw"
+        return "minute" if span >= 6 * HOUR_MS and minutes else "raw"
     if asked.quantiles:
         return "raw"
-    if fields <= {"user", "user_id"} and span >= 3 * DAY_MS and (bucket is None or bucket % DAY_MS == 0):
+    if fields <= _BY_KEY and span > DAY_MS and hours:
+        return "keys"
+    if fields <= {"user", "user_id"} and span >= 3 * DAY_MS and days:
         return "users"
     properties = {field for field in fields if field.startswith(PROPERTY)}
-    one = len(properties) == 1 and fields == properties and "" not in next(iter(asked.filters.properties.values()), [])
-    if one and span >= 6 * HOUR_MS and (bucket is None or bucket % HOUR_MS == 0):
-        return "properties"
+    if len(properties) == 1 and "" not in next(iter(asked.filters.properties.values()), []):
+        if fields == properties and span >= 6 * HOUR_MS and hours:
+            return "properties"
+        if fields - properties == {"model"} and span >= 3 * DAY_MS and days:
+            return "property_models"
     return "raw"
 
 
-def parts(source: Source, range_: Range, *, now_ms: int) -> list[Part]:
-    """Whole buckets from the rollup, the ends raw. The bucket that is now is whole when the range reaches up to now."""
-    if source == "raw":
+def parts(source: Source, range_: Range, *, now_ms: int, bucket_ms: int | None = None) -> list[Part]:
+    """The range in stretches: whole buckets from the source's widest table, the ends from the next narrower, at last raw.
+
+    The bucket that is now is whole when the range reaches up to now.
+    """
+    tables = [table for table in _TABLES[source] if bucket_ms is None or bucket_ms % table.width_ms == 0]
+    return _cut(source, tables, range_, now_ms)
+
+
+def _cut(source: Source, tables: list[Table], range_: Range, now_ms: int) -> list[Part]:
+    if range_.start_ms >= range_.end_ms:
+        return []
+    if not tables:
         return [Part("raw", range_)]
-    width = _TABLES[source][2]
+    table, *narrower = tables
+    width = table.width_ms
     start = -(-range_.start_ms // width) * width
     end = range_.end_ms if range_.end_ms < now_ms else range_.end_ms + width - 1
     end = end // width * width
     if start >= end:
-        return [Part("raw", range_)]
-    found = [Part(source, Range(start, end))]
-    if range_.start_ms < start:
-        found.insert(0, Part("raw", Range(range_.start_ms, start)))
-    if end < range_.end_ms:
-        found.append(Part("raw", Range(end, range_.end_ms)))
-    return found
+        return _cut(source, narrower, range_, now_ms)
+    return [
+        *_cut(source, narrower, Range(range_.start_ms, start), now_ms),
+        Part(source, Range(start, end), table),
+        *_cut(source, narrower, Range(end, range_.end_ms), now_ms),
+    ]
 
 
 async def measure(store: Store, query: Query, asked: Asked, *, now_ms: int, limit: int, rank: Rank) -> Answer:
@@ -155,10 +185,10 @@ async def measure(store: Store, query: Query, asked: Asked, *, now_ms: int, limi
     if updated:
         # A property said after the fact is in no rollup.
         source = "raw"
-    stretches = parts(source, query.range, now_ms=now_ms)
+    stretches = parts(source, query.range, now_ms=now_ms, bucket_ms=asked.bucket_ms)
     source = next((part.source for part in stretches if part.source != "raw"), "raw")
     with_quantiles = source in ("raw", "minute", "hour") and asked.quantiles is not False
-    if source == "raw" and asked.quantiles is None and not asked.filters.fields | set(asked.groups) <= set(_ROLLED):
+    if source == "raw" and asked.quantiles is None and not asked.filters.fields | set(asked.groups) <= _BY_HOUR:
         # Unasked-for quantiles over many users or values would cost more than all the rest.
         with_quantiles = query.range.end_ms - query.range.start_ms <= DAY_MS
     only = ""
@@ -222,7 +252,7 @@ def _part_sql(
     only: str,
 ) -> str:
     raw = part.source == "raw"
-    table, column, _ = _TABLES[part.source] if not raw else ("requests", "created_at", 1)
+    column = part.table.column
     columns = []
     if asked.bucket_ms is not None:
         width = query.bind("Int64", asked.bucket_ms // 1000)
@@ -248,7 +278,7 @@ def _part_sql(
     for group in present:
         where += f" AND {_property_present(query, group.removeprefix(PROPERTY), updated)}"
     grouped = f" GROUP BY {', '.join(keys)}" if keys else ""
-    return f"SELECT {', '.join(columns)} FROM {table} WHERE {where}{grouped}"
+    return f"SELECT {', '.join(columns)} FROM {part.table.name} WHERE {where}{grouped}"
 
 
 def _rolled_sum(name: str, source: Source) -> str:
@@ -259,8 +289,8 @@ def _rolled_sum(name: str, source: Source) -> str:
 
 def _group_sql(query: Query, group: str, source: Source, updated: frozenset[str]) -> str:
     if not group.startswith(PROPERTY):
-        return _RAW[group] if source in ("raw", "users") else _ROLLED[group]
-    if source == "properties":
+        return _RAW[group] if source == "raw" else _ROLLED[group]
+    if source != "raw":
         return "value"
     name = group.removeprefix(PROPERTY)
     bound = query.bind("String", name)
@@ -300,16 +330,17 @@ def _rolled_conditions(query: Query, asked: Asked, source: Source) -> str:
         bound = query.bind("Array(String)", names)
         # As a subquery: a lambda here keeps ClickHouse from using the order of the table.
         return f" AND user_hash IN (SELECT cityHash64(arrayJoin({bound}))) AND user_id IN {bound}"
-    if source == "properties":
+    condition = ""
+    if source in ("properties", "property_models"):
         (name,) = {
             *filters.properties,
             *(group.removeprefix(PROPERTY) for group in asked.groups if group.startswith(PROPERTY)),
         }
-        condition = f" AND name = {query.bind('String', name)}"
+        condition += f" AND name = {query.bind('String', name)}"
         if values := filters.properties.get(name):
             condition += f" AND value IN {query.bind('Array(String)', values)}"
-        return condition
-    condition = ""
+    if filters.keys:
+        condition += f" AND {key_condition(filters.keys, query)}"
     for field in ("model", "provider"):
         if field in filters.exact:
             condition += f" AND {field} IN {query.bind('Array(String)', filters.exact[field])}"
@@ -404,8 +435,8 @@ async def rank_hashes(
         else:
             users = _rolled_conditions(query, Asked((), None, filters), "users") if of == "users" else ""
             selects.append(
-                f"SELECT {kind}_hash AS h, {_RANK_ROLLED[rank]} AS r FROM {of}_by_day "
-                f"WHERE {PROJECT} AND {between_buckets(query, 'day', part.range)}{users}{rolled_where} GROUP BY h"
+                f"SELECT {kind}_hash AS h, {_RANK_ROLLED[rank]} AS r FROM {part.table.name} WHERE {PROJECT} "
+                f"AND {between_buckets(query, part.table.column, part.range)}{users}{rolled_where} GROUP BY h"
             )
     merged = "max(r)" if rank == "last_seen" else "sum(r)"
     inner = (

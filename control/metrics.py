@@ -15,6 +15,9 @@ query_failures = Counter(
 queries_waiting = Gauge(
     "heliograph_control_queries_waiting", "Queries that wait for a thread.", multiprocess_mode="livesum"
 )
+object_failures = Counter(
+    "heliograph_control_object_failures", "Moved bodies that the object store did not give in time."
+)
 snapshots_published = Counter("heliograph_control_snapshots_published", "Key snapshots written to Redis.")
 snapshot_failures = Counter(
     "heliograph_control_snapshot_failures", "Turns in which keys could not be compared or published.", ["part"]

@@ -110,7 +110,8 @@ class WholeRequest(LlmRequest):
     """With its attempts and bodies. A body is JSON where it was JSON, else its text, else null.
 
     One that is not whole is an object with `_heliograph`: `truncated` (with size, head, tail), `left_out` (with the
-    reason) or `stored_elsewhere` (with the reference).
+    reason), `gone` (a large one that is no longer kept) or `stored_elsewhere` (a large one with its reference, and the
+    problem that keeps it from being shown: `too_large`, `unavailable`).
     """
 
     attempts: list[Attempt]
@@ -195,7 +196,7 @@ class MetricRow(BaseModel):
 
 
 class Metrics(Shape):
-    source: Literal["raw", "minute", "hour", "users", "properties"] = Field(
+    source: Literal["raw", "minute", "hour", "keys", "users", "properties", "property_models"] = Field(
         description="the rollup most of the range was read from; its ragged ends are always raw"
     )
     bucket: str | None = Field(examples=["1h"], description="width of `time`, in seconds with an s")
@@ -280,9 +281,10 @@ class PartitionOut(Shape):
     topic: str
     partition: int
     present: bool = Field(description="false: known from the ledger alone, its log is gone")
-    spooled: int
+    logged: int = Field(description="the next offset after the newest record")
     planned: int
     unplanned: int
+    skipped: int
     outstanding: int
     stored: int
     dead_lettered: int
@@ -293,25 +295,46 @@ class PartitionOut(Shape):
     paused: str | None
 
 
+class SpoolOut(Shape):
+    id: str
+    present: bool = Field(description="false: on another machine, known by what Kafka has of it")
+    shipped: int = Field(description="its next event that is not in Kafka yet")
+    unshipped: int | None = Field(description="null: on another machine, whose Prometheus page knows")
+
+
 class PipelineOut(Shape):
-    """accepted = spooled + dropped; spooled = planned + unplanned; planned = stored + dead_lettered + without_event +
-    outstanding."""
+    """accepted = spooled + dropped; logged = planned + unplanned + skipped; planned = stored + dead_lettered +
+    without_event + outstanding.
+
+    Where the spools are the log, spooled = logged. Where Kafka is, spooled = shipped + unshipped (and what was planned
+    straight from spools before), and from `logged` on the numbers are Kafka's offsets, of which some hold no event.
+    """
 
     at: Time
     accepted: int = Field(description="calls that gave an event")
-    dropped: int = Field(description="events the full spool refused: lost, and counted")
-    spooled: int = Field(description="events written to the log")
+    dropped: int = Field(description="events a full spool of this machine refused: lost, and counted")
+    spooled: int = Field(description="events written to spools")
+    shipped: int | None = Field(description="of these, in Kafka; null: the spools are the log")
+    unshipped: int | None = Field(description="of these, not yet in Kafka, in spools of this machine")
+    unshipped_spools_unseen: int = Field(
+        description="spools of other machines: what they hold unshipped is not counted"
+    )
+    logged: int = Field(description="offsets of the log")
     planned: int = Field(description="of these, given to batches")
     unplanned: int = Field(description="of these, not yet")
+    skipped: int = Field(description="of these, never: gone before the first plan, or passed over by hand")
     outstanding: int = Field(description="planned, and their batch not yet in the ledger")
     stored: int = Field(description="rows in ClickHouse")
     dead_lettered: int
     without_event: int = Field(description="offsets that hold no event (Kafka's transaction markers)")
+    replayed: int = Field(description="rows that `heliograph replay` has brought back, besides those stored")
+    lag_events: int = Field(description="unshipped + unplanned + outstanding")
     newest_visible_at: Time | None
     newest_visible_age_s: float | None
     oldest_unstored_at: Time | None
     oldest_unstored_age_s: float | None
     paused: list[str]
+    spools: list[SpoolOut] | None = Field(description="null: the spools are the log, and among the partitions")
     partitions: list[PartitionOut]
 
 

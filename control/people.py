@@ -31,7 +31,7 @@ async def list_people(
         name: of sessions: those of this name.
     """
     where, rolled_where = _conditions(query, kind, filters, name)
-    stretches = _stretches(query.range, now_ms=now_ms)
+    stretches = _stretches(kind, query.range, now_ms=now_ms)
     hashes = await _first(
         store, query, kind, stretches, rank=rank, limit=limit + 1, offset=offset, now_ms=now_ms,
         where=where, rolled_where=rolled_where,
@@ -45,10 +45,10 @@ async def list_people(
     return [_shape(kind, row) for row in rows], len(hashes) > limit
 
 
-def _stretches(range_: Range, *, now_ms: int) -> list[Part]:
+def _stretches(kind: Kind, range_: Range, *, now_ms: int) -> list[Part]:
     if range_.end_ms - range_.start_ms < 3 * DAY_MS:
         return [Part("raw", range_)]
-    return parts("users", range_, now_ms=now_ms)
+    return parts(kind, range_, now_ms=now_ms)
 
 
 def _conditions(query: Query, kind: Kind, filters: Filters, name: str | None) -> tuple[str, str]:
@@ -85,12 +85,11 @@ async def _first(
             rolled_where=rolled_where,
         )  # fmt: skip
 
-    if rank == "last_seen" and len(stretches) + (query.range.end_ms - query.range.start_ms) // DAY_MS > 8:
+    if rank == "last_seen" and query.range.end_ms - query.range.start_ms > 8 * DAY_MS:
         # Who was seen last was seen in the last days: nobody outside them comes before somebody inside.
-        newest = Range(query.range.end_ms - 2 * DAY_MS, query.range.end_ms)
-        hashes = await ranked(
-            [Part("raw", newest)] if newest.end_ms < now_ms else parts("users", newest, now_ms=now_ms)
-        )
+        # From midnight on, so that whole days of the rollup answer it.
+        newest = Range((query.range.end_ms - 2 * DAY_MS) // DAY_MS * DAY_MS, query.range.end_ms)
+        hashes = await ranked(parts(kind, newest, now_ms=now_ms))
         if len(hashes) >= limit:
             return hashes
     return await ranked(stretches)
@@ -120,11 +119,13 @@ async def _details(
                 else (", max(sessions_by_day.session_name) AS n_name, max(sessions_by_day.user_id) AS n_user")
             )
         hash_ = f"cityHash64({one}_id)" if raw else f"{one}_hash"
-        within = query.between("created_at", part.range) if raw else between_buckets(query, "day", part.range)
+        within = (
+            query.between("created_at", part.range) if raw else between_buckets(query, part.table.column, part.range)
+        )
         also = " AND session_id != ''" if raw and kind == "sessions" else ""
         selects.append(
             f"SELECT {hash_} AS h, {one}_id AS who, {', '.join(sums)}, {seen}{extra} "
-            f"FROM {'requests' if raw else f'{kind}_by_day'} "
+            f"FROM {part.table.name} "
             f"WHERE {PROJECT} AND {within} AND {hash_} IN {bound}{also}{where if raw else rolled_where} GROUP BY h, who"
         )
     extra = ", max(n_name), max(n_user)" if kind == "sessions" else ""

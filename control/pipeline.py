@@ -6,7 +6,7 @@ is the ledger.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -28,8 +28,20 @@ class PartitionView(msgspec.Struct, frozen=True):
     plan: Plan
 
 
+class ShippedSpool(msgspec.Struct, frozen=True):
+    """One edge's spool at one moment, where Kafka is the log."""
+
+    id: str
+    shipped: int
+    """The next offset that is not in Kafka yet."""
+    end: int | None = None
+    """The next offset after the newest event; None: the spool is on another machine."""
+    oldest_unshipped_ms: int | None = None
+    """When the call of the oldest event that is not in Kafka came in; None: all are, or it cannot be told."""
+
+
 class LogView(Protocol):
-    """What the pipeline page asks of the log. Cheap: it is asked once a second at most."""
+    """What the pipeline page asks of the log. Cheap: it is asked once a second at most, by one at a time."""
 
     async def partitions(self) -> Sequence[PartitionView]:
         """Every partition there is.
@@ -39,13 +51,23 @@ class LogView(Protocol):
         """
         ...
 
-    async def dropped(self) -> int:
-        """Events that never reached the log since the data folder began: the spool was full (`spool.bytes_max`)."""
+    async def spools(self) -> Sequence[ShippedSpool] | None:
+        """Every spool on its way into the log; None: the spools themselves are the log.
+
+        Raises:
+            ingest.log.LogError: it cannot be told just now.
+        """
         ...
 
-    async def created_ms(self, partition: Partition, offset: int) -> int | None:
-        """When the call of the first event at or after this offset came in; None: it cannot be read, or is none."""
+    async def dropped(self) -> int:
+        """Events that never reached a spool of this machine since it was made: it was full (`spool.bytes_max`)."""
         ...
+
+    async def oldest_ms(self, first: Mapping[Partition, int]) -> int | None:
+        """When the oldest call came in among the first events at or after these offsets; None: none can be read."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -58,6 +80,10 @@ class Ledger(msgspec.Struct, frozen=True):
     dead_lettered: int = 0
     last: int = -1
     newest_event_ms: int | None = None
+    newer_offsets: int = 0
+    """Of `offsets`, those at or after what the plan has committed."""
+    newer_firsts: frozenset[int] = frozenset()
+    """Where the batches of `newer_offsets` begin."""
 
 
 class Pipeline:
@@ -86,85 +112,135 @@ class Pipeline:
     async def _read(self) -> dict[str, Any]:
         # The log first: a batch that lands in between makes rows run ahead of their plan by it, never events vanish.
         views = {view.partition: view for view in await self._log.partitions()}
+        spools = await self._log.spools()
         dropped = await self._log.dropped()
-        ledger = await self._ledger()
+        ledger = await self._ledger(views)
         now_ms = time.time_ns() // 1_000_000
-        shapes = []
-        ages: list[int] = []
-        for partition in sorted({*views, *ledger}):
-            view, sums = views.get(partition), ledger.get(partition, Ledger())
-            if view is not None:
-                first = await self._first_unstored(view)
-                if first is not None and (made := await self._log.created_ms(partition, first)) is not None:
-                    ages.append(made)
-            shapes.append(_partition_shape(partition, view, sums))
+        replayed = sum(sums.rows for partition, sums in ledger.items() if _is_replay(partition))
+        ledger = {partition: sums for partition, sums in ledger.items() if not _is_replay(partition)}
+        shapes = [
+            _partition_shape(partition, views.get(partition), ledger.get(partition, Ledger()))
+            for partition in sorted({*views, *ledger})
+        ]
+        ages = [spool.oldest_unshipped_ms for spool in spools or () if spool.oldest_unshipped_ms is not None]
+        if waiting := _first_unstored(views, ledger):
+            made_ms = await self._log.oldest_ms(waiting)
+            ages += [] if made_ms is None else [made_ms]
         newest = max(
             (sums.newest_event_ms for sums in ledger.values() if sums.newest_event_ms is not None), default=None
         )
         oldest = min(ages, default=None)
-        totals = {
-            name: sum(shape[name] for shape in shapes)
-            for name in (
-                "spooled", "planned", "unplanned", "stored", "dead_lettered", "without_event", "outstanding",
-            )
-        }  # fmt: skip
+        totals = {name: sum(shape[name] for shape in shapes) for name in _SUMMED}
+        way = _way_into_the_log(spools, ledger, logged=totals["logged"])
         return {
             "at": iso(now_ms),
-            "accepted": totals["spooled"] + dropped,
+            "accepted": way["spooled"] + dropped,
             "dropped": dropped,
+            **way,
             **totals,
+            "replayed": replayed,
+            "lag_events": (way["unshipped"] or 0) + totals["unplanned"] + totals["outstanding"],
             "newest_visible_at": None if newest is None else iso(newest),
             "newest_visible_age_s": None if newest is None else max(0.0, round((now_ms - newest) / 1000, 3)),
             "oldest_unstored_at": None if oldest is None else iso(oldest),
             "oldest_unstored_age_s": None if oldest is None else max(0.0, round((now_ms - oldest) / 1000, 3)),
             "paused": [shape["paused"] for shape in shapes if shape["paused"]],
+            "spools": None if spools is None else [_spool_shape(spool) for spool in spools],
             "partitions": shapes,
         }
 
-    async def _ledger(self) -> dict[Partition, Ledger]:
+    async def _ledger(self, views: Mapping[Partition, PartitionView]) -> dict[Partition, Ledger]:
         # A batch repeated after the deduplication window has moved on stands there twice, and counts once.
         rows = await self._store.ledger_rows(
-            "SELECT topic, partition, count(), sum(l - first + 1), sum(e), sum(r), sum(d), max(l), max(n) FROM ("
+            "SELECT topic, partition, count(), sum(l - first + 1), sum(e), sum(r), sum(d), max(l), max(n), "
+            "sumIf(l - first + 1, first >= since), groupArrayIf(first, first >= since) FROM ("
             "SELECT toString(topic) AS topic, partition, first, any(last) AS l, any(events) AS e, any(rows) AS r, "
-            "any(dead_lettered) AS d, toUnixTimestamp64Milli(max(newest_event_at)) AS n "
+            "any(dead_lettered) AS d, toUnixTimestamp64Milli(max(newest_event_at)) AS n, "
+            "transform(concat(topic, ':', toString(partition)), {names:Array(String)}, {committed:Array(UInt64)}, "
+            "toUInt64(9223372036854775807)) AS since "
             "FROM batches GROUP BY topic, partition, first) GROUP BY topic, partition",
+            {
+                "names": [str(partition) for partition in views],
+                "committed": [view.plan.committed for view in views.values()],
+            },
             name="ledger",
         )
         return {
-            Partition(topic, number): Ledger(batches, offsets, events, stored, dead, last, newest or None)
-            for topic, number, batches, offsets, events, stored, dead, last, newest in rows
+            Partition(topic, number): Ledger(
+                batches, offsets, events, stored, dead, last, newest or None, newer, frozenset(firsts)
+            )
+            for topic, number, batches, offsets, events, stored, dead, last, newest, newer, firsts in rows
         }
 
-    async def _first_unstored(self, view: PartitionView) -> int | None:
-        """The first offset that no batch of the ledger covers; None: all of them are."""
-        partition, plan = view.partition, view.plan
-        promised = plan.batches(partition)
-        if promised:
-            rows = await self._store.ledger_rows(
-                "SELECT DISTINCT first FROM batches WHERE topic = {topic:String} AND partition = {number:UInt32} "
-                "AND first >= {first:UInt64}",
-                {"topic": partition.topic, "number": partition.number, "first": promised[0].first},
-                name="ledger_newest",
-            )
-            done = {row[0] for row in rows}
-            for batch in promised:
-                if batch.first not in done:
-                    return batch.first
-        return plan.planned if plan.planned < view.end else None
+
+_SUMMED = ("logged", "planned", "unplanned", "skipped", "stored", "dead_lettered", "without_event", "outstanding")
+_SPOOL = "spool/"
+_REPLAYS = ("dead/", "replay/")
+"""Topics of the ledger that are no log: what replays have brought back of what a log had."""
+
+
+def _is_replay(partition: Partition) -> bool:
+    return partition.topic.startswith(_REPLAYS)
+
+
+def _first_unstored(
+    views: Mapping[Partition, PartitionView], ledger: Mapping[Partition, Ledger]
+) -> dict[Partition, int]:
+    """Of each partition the first offset that no batch of the ledger covers. Left out: all of them are covered."""
+    waiting = {}
+    for partition, view in views.items():
+        done = ledger.get(partition, Ledger()).newer_firsts
+        firsts = [batch.first for batch in view.plan.batches(partition) if batch.first not in done]
+        first = min(firsts, default=view.plan.planned)
+        if first < view.end:
+            waiting[partition] = first
+    return waiting
+
+
+def _way_into_the_log(
+    spools: Sequence[ShippedSpool] | None, ledger: Mapping[Partition, Ledger], *, logged: int
+) -> dict[str, Any]:
+    """Events from the spools into the log."""
+    if spools is None:
+        return {"spooled": logged, "shipped": None, "unshipped": None, "unshipped_spools_unseen": 0}
+    # Before Kafka was the log, a spool's events were planned straight from it.
+    straight = {where.topic: sums.offsets for where, sums in ledger.items() if where.topic.startswith(_SPOOL)}
+    known = sum(max(0, spool.shipped - straight.get(f"{_SPOOL}{spool.id}", 0)) for spool in spools)
+    # Kafka forgets the position of a spool that is gone for long; its events stand in the ledger all the same.
+    shipped = max(known, sum(sums.events for where, sums in ledger.items() if where.topic not in straight))
+    unshipped = sum(max(0, spool.end - spool.shipped) for spool in spools if spool.end is not None)
+    return {
+        "spooled": shipped + unshipped + sum(straight.values()),
+        "shipped": shipped,
+        "unshipped": unshipped,
+        "unshipped_spools_unseen": sum(spool.end is None for spool in spools),
+    }
+
+
+def _spool_shape(spool: ShippedSpool) -> dict[str, Any]:
+    return {
+        "id": spool.id,
+        "present": spool.end is not None,
+        "shipped": spool.shipped,
+        "unshipped": None if spool.end is None else max(0, spool.end - spool.shipped),
+    }
 
 
 def _partition_shape(partition: Partition, view: PartitionView | None, sums: Ledger) -> dict[str, Any]:
-    # A spool whose folder is gone has all it ever promised in the ledger.
+    # Without its log, all that a partition ever promised is in the ledger.
     end = sums.last + 1 if view is None else max(view.end, sums.last + 1)
-    planned = sums.last + 1 if view is None else max(view.plan.planned, sums.last + 1)
+    planned_to = sums.last + 1 if view is None else max(view.plan.planned, sums.last + 1)
+    outstanding = 0 if view is None else planned_to - view.plan.committed - sums.newer_offsets
+    planned = sums.offsets + outstanding
     return {
         "topic": partition.topic,
         "partition": partition.number,
         "present": view is not None,
-        "spooled": end,
+        "logged": end,
         "planned": planned,
-        "unplanned": end - planned,
-        "outstanding": planned - sums.offsets,
+        "unplanned": end - planned_to,
+        "skipped": planned_to - planned,
+        "outstanding": outstanding,
         "stored": sums.rows,
         "dead_lettered": sums.dead_lettered,
         "without_event": sums.offsets - sums.rows - sums.dead_lettered,

@@ -6,14 +6,15 @@ import base64
 import binascii
 import hashlib
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 from uuid import UUID
 
 import msgspec
 
 from control.errors import BadRequest, NotFound
 from control.filters import TOTAL_TOKENS, Filters, conditions
-from control.rows import SELECT, body_shape, milliseconds, request_shape
+from control.moved import Moved, MovedBodies
+from control.rows import NOTHING_MOVED, SELECT, body_shape, milliseconds, request_shape
 from control.scope import DAY_MS, PROJECT, Query, Range, iso
 from control.store import Row, Store
 from schemas.ids import time_of
@@ -22,10 +23,18 @@ SortField = Literal["time", "cost", "latency", "tokens"]
 Order = Literal["desc", "asc"]
 SORT_FIELDS: tuple[str, ...] = get_args(SortField)
 
+
+class _Sorted(NamedTuple):
+    column: str
+    kind: str
+    indexed: str
+    """The same as its minmax index has it, without the unknown."""
+
+
 _SORTED = {
-    "cost": ("cost_usd", "Decimal(38, 10)"),
-    "latency": ("latency_ms", "Float64"),
-    "tokens": (TOTAL_TOKENS, "UInt64"),
+    "cost": _Sorted("cost_usd", "Decimal(18, 10)", "assumeNotNull(cost_usd)"),
+    "latency": _Sorted("latency_ms", "Float64", "latency_ms"),
+    "tokens": _Sorted(TOTAL_TOKENS, "UInt64", f"assumeNotNull({TOTAL_TOKENS})"),
 }
 _HOUR_MS = 3_600_000
 # Newest first, a page comes nearly always from the first hours. Read window by window: over all parts at once, each of
@@ -146,7 +155,9 @@ def windows(range_: Range, *, newest_first: bool) -> list[Range]:
 async def _by_value(
     store: Store, query: Query, where: str, sort: SortField, order: Order, wanted: int, cursor: Cursor | None
 ) -> list[Row]:
-    column, kind = _SORTED[sort]
+    """Most or least first. What the last of a page's worth of new requests has, the page's own last has at least: that
+    bound, made tighter window by window, leaves of the whole range the few granules whose extremes reach it."""
+    column, kind, indexed = _SORTED[sort]
     after = ""
     sign = "<" if order == "desc" else ">"
     if cursor is not None:
@@ -159,24 +170,49 @@ async def _by_value(
             value = query.bind(kind, cursor.value)
             after = f" AND (({column} {sign} {value}) OR isNull({column}) OR ({column} = {value} AND {later}))"
     limit = query.bind("UInt32", wanted)
+    reached = ""
+    if cursor is None or cursor.value is not None:
+        for window in windows(query.range, newest_first=True)[:-1]:
+            newest = query.narrowed(Range(window.start_ms, query.range.end_ms))
+            nth = await _nth_value(store, newest, f"{where}{after}{reached}", sort, order, wanted)
+            if nth is not None:
+                reached = f" AND {indexed} {'>=' if order == 'desc' else '<='} {query.bind(kind, nth)}"
     return await store.rows(
         query,
-        f"SELECT {SELECT} FROM requests WHERE {query.within()}{where}{after} "
+        f"SELECT {SELECT} FROM requests WHERE {query.within()}{where}{after}{reached} "
         f"ORDER BY {column} {order} NULLS LAST, created_at {order}, id {order} LIMIT {limit}",
         name="requests_sorted",
     )
 
 
+async def _nth_value(store: Store, query: Query, where: str, sort: SortField, order: Order, wanted: int) -> str | None:
+    """What the last of the first `wanted` rows has; None: there are fewer."""
+    column = _SORTED[sort].column
+    ((found, value),) = await store.rows(
+        query,
+        f"SELECT count(), {'min' if order == 'desc' else 'max'}(value) FROM (SELECT assumeNotNull({column}) AS value "
+        f"FROM requests WHERE {query.within()}{where} AND isNotNull({column}) "
+        f"ORDER BY value {order} LIMIT {query.bind('UInt32', wanted)})",
+        name="requests_bound",
+    )
+    return _text(sort, value) if found == wanted else None
+
+
 def _value_of(sort: SortField, row: Row) -> str | None:
     if sort == "cost":
-        cost: Decimal | None = row[30]
-        return None if cost is None else f"{cost:.10f}"
+        return None if row[30] is None else _text(sort, row[30])
     if sort == "latency":
-        # A Float32 read as a Python float: all its digits, or the comparison on the next page is off.
-        return repr(float(row[33]))
+        return _text(sort, row[33])
     if sort == "tokens":
-        return None if row[23] is None or row[24] is None else str(row[23] + row[24])
+        return None if row[23] is None or row[24] is None else _text(sort, row[23] + row[24])
     return None
+
+
+def _text(sort: SortField, value: Decimal | float) -> str:
+    if sort == "cost":
+        return f"{value:.10f}"
+    # A Float32 read as a Python float: all its digits, or a comparison with it is off.
+    return repr(value)
 
 
 def fingerprint(filters: Filters) -> str:
@@ -199,7 +235,7 @@ def read_cursor(text: str, filters: Filters, *, sort: SortField | None, order: O
         UUID(cursor.id)
         if cursor.value is not None:
             number = Decimal(cursor.value)
-            in_bounds = number.is_finite() and 0 <= number <= 10**19
+            in_bounds = number.is_finite() and 0 <= number < (10**8 if cursor.sort == "cost" else 10**19)
             if not in_bounds or (cursor.sort == "tokens" and number != int(number)):
                 raise ValueError("not a value of its column")
         times = (cursor.created_ms, cursor.start_ms, cursor.end_ms)
@@ -273,8 +309,10 @@ async def find_row(
     raise NotFound(f"this project has no request {id_}")
 
 
-async def one_request(store: Store, project_id: str, id_: UUID, *, now_ms: int, kept_days: int) -> dict[str, Any]:
-    """One request with its attempts and bodies (contract §9).
+async def one_request(
+    store: Store, moved: MovedBodies, project_id: str, id_: UUID, *, now_ms: int, kept_days: int
+) -> dict[str, Any]:
+    """One request with its attempts and bodies, moved ones too (contract §9).
 
     Raises:
         NotFound: this project has none.
@@ -292,7 +330,9 @@ async def one_request(store: Store, project_id: str, id_: UUID, *, now_ms: int, 
     )
     shape = request_shape(tuple(columns), updates.get(id_))
     shape["attempts"] = attempts
-    shape["request"], shape["response"] = bodies_shape(bodies.get(id_), request_bytes, response_bytes)
+    stored = bodies.get(id_)
+    found = await moved.fetch(project_id, references_of(stored))
+    shape["request"], shape["response"] = bodies_shape(stored, request_bytes, response_bytes, found)
     return shape
 
 
@@ -327,13 +367,29 @@ async def read_bodies(store: Store, query: Query, ids: list[UUID]) -> dict[UUID,
     return {row[0]: row[1:] for row in rows}
 
 
-def bodies_shape(row: Row | None, request_bytes: int, response_bytes: int) -> tuple[Any, Any]:
+def references_of(row: Row | None) -> tuple[str, ...]:
+    """Where the bodies of a row of `read_bodies` are, as far as they were moved."""
+    return () if row is None else tuple(reference for reference in (row[3], row[7]) if reference)
+
+
+def bodies_shape(
+    row: Row | None, request_bytes: int, response_bytes: int, moved: Moved = NOTHING_MOVED
+) -> tuple[Any, Any]:
+    """
+    Args:
+        row: of `read_bodies`.
+        moved: what was found behind its references.
+    """
     if row is None:
         return None, None
     request, request_tail, request_left_out, request_reference, response, response_tail, left_out, reference = row
     return (
         body_shape(
-            whole=request, tail=request_tail, size=request_bytes, left_out=request_left_out, reference=request_reference
+            whole=request, tail=request_tail, size=request_bytes, left_out=request_left_out,
+            reference=request_reference, moved=moved,
         ),
-        body_shape(whole=response, tail=response_tail, size=response_bytes, left_out=left_out, reference=reference),
-    )
+        body_shape(
+            whole=response, tail=response_tail, size=response_bytes, left_out=left_out, reference=reference,
+            moved=moved,
+        ),
+    )  # fmt: skip

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
+from control.moved import Moved, NotShown
 from control.scope import iso
 
 COLUMNS = (
@@ -48,6 +50,7 @@ COLUMNS = (
     "toString(cache_status)",
 )
 SELECT = ", ".join(COLUMNS)
+NOTHING_MOVED: Moved = MappingProxyType({})
 
 
 def request_shape(row: tuple[Any, ...], updates: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -102,15 +105,25 @@ def request_shape(row: tuple[Any, ...], updates: Mapping[str, str] | None = None
 
 
 def body_shape(
-    *, whole: str | bytes, tail: str | bytes, size: int, left_out: str, reference: str
+    *, whole: str | bytes, tail: str | bytes, size: int, left_out: str, reference: str, moved: Moved = NOTHING_MOVED
 ) -> msgspec.Raw | str | dict[str, Any] | None:
     """A stored body: JSON as it was sent where it is JSON, else its text; what is not whole says so.
 
     A body that is not whole is an object with the key `_heliograph`: `truncated` with `size`, `head` and `tail`,
-    `left_out` with the `reason`, or `stored_elsewhere` with the `reference`. None: there was none.
+    `left_out` with the `reason`, `gone` (its bytes were moved and are no longer kept), or `stored_elsewhere`, with the
+    `reference` and, where it was looked for, the `problem`. None: there was none.
+
+    Args:
+        moved: what was found behind references.
     """
     if reference:
-        return {"_heliograph": "stored_elsewhere", "size": size, "reference": reference}
+        found = moved.get(reference)
+        if found is NotShown.GONE:
+            return {"_heliograph": "gone", "size": size, "reference": reference}
+        if not isinstance(found, str | bytes):
+            problem = {} if found is None else {"problem": found.value}
+            return {"_heliograph": "stored_elsewhere", "size": size, "reference": reference, **problem}
+        whole = found
     if left_out:
         return {"_heliograph": "left_out", "size": size, "reason": left_out}
     if tail:

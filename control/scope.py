@@ -26,6 +26,7 @@ class Query:
     """Values of one query, bound by the server; a project and a time range are always among them."""
 
     def __init__(self, project_id: str, range_: Range) -> None:
+        self.project_id = project_id
         self.range = range_
         self.values: dict[str, object] = {
             "project": text(project_id, "project"),

@@ -23,7 +23,7 @@ Row = tuple[Any, ...]
 _TIMED_OUT = {159, 160, 209}
 _TOO_LARGE = {158, 191, 241, 307, 396}
 _OF_A_PROJECT = re.compile(
-    r"\b(?:FROM|JOIN)\s+(requests\w*|bodies|attempts|scores|property_updates|users_by_\w+|sessions_by_\w+|properties_by_\w+)\b"
+    r"\b(?:FROM|JOIN)\s+(requests|bodies|attempts|scores|property_updates|\w+_by_(?:minute|hour|day|week))\b"
 )
 _GRACE_S = 2.0
 """How much longer we wait for an answer than the server may work on it."""

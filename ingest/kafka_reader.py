@@ -1,12 +1,10 @@
-"""`ingest.log.RangeReader` over Kafka: a consumer kept for the life of a worker process, its loop in a thread.
+"""`ingest.log.RangeReader` over Kafka: a consumer kept for the life of a worker process.
 
 A range is read by offsets alone, in no group: the planner says who reads what. Kafka's markers and the records of
 aborted transactions take offsets too, so a range may end on one of them, or hold nothing else: it is at its end when the
 last offset was seen or when the consumer's position has passed it.
 """
 
-import asyncio
-import threading
 from collections.abc import Coroutine
 from typing import TypeVar
 
@@ -14,7 +12,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
 from ingest.kafka_client import close, connection, unavailable_as_ours
-from ingest.log import LogGap, LogUnavailable, Record
+from ingest.kafka_thread import CLOSE_S, KafkaThread
+from ingest.log import LogGap, Record
 from ingest.shipper import CORRUPT
 from schemas.batch import Batch
 from schemas.settings import KafkaSettings
@@ -24,19 +23,19 @@ T = TypeVar("T")
 _POLL_MS = 10
 _AHEAD_MS = 50
 """Longest time a fetch beyond the end of what there is may keep the connection: the next range waits for it."""
-_CLOSE_S = 2.0
 
 
 class KafkaReader:
     """Blocking, for one thread at a time. Open it after a fork. Connects at the first read, anew after each failure."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, thread: KafkaThread | None = None) -> None:
+        """
+        Args:
+            thread: left out: one of its own. Closed with the reader.
+        """
         self._settings = settings
         self._consumer: AIOKafkaConsumer | None = None
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(lambda *_: None)  # what matters is raised to whoever reads
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kafka-reader", daemon=True)
-        self._thread.start()
+        self._thread = thread or KafkaThread()
 
     def read(self, batch: Batch) -> list[Record]:
         try:
@@ -49,13 +48,10 @@ class KafkaReader:
             raise
 
     def close(self) -> None:
-        if self._loop.is_closed():
+        if self._thread.closed:
             return
-        self._await(self._end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_CLOSE_S)
-        if not self._thread.is_alive():
-            self._loop.close()
+        self._await(self._disconnect())
+        self._thread.close()
 
     async def _read(self, batch: Batch) -> list[Record]:
         where = TopicPartition(batch.topic, batch.partition)
@@ -95,23 +91,8 @@ class KafkaReader:
         if consumer is not None:
             await close(consumer.stop, consumer._client.close)
 
-    async def _end(self) -> None:
-        """Disconnect, and end what the client has left running."""
-        await self._disconnect()
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), _CLOSE_S)
-
     def _await(self, coroutine: Coroutine[None, None, T]) -> T:
-        """Run it on the loop's thread. Ends in time by itself; the bound here is for a loop that is stuck."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result(self._settings.call_timeout_s + 2 * _CLOSE_S)
-        except TimeoutError:
-            raise LogUnavailable("Kafka: the reader does not answer") from None
-        finally:
-            future.cancel()
+        return self._thread.run(coroutine, self._settings.call_timeout_s + 2 * CLOSE_S)
 
 
 async def _range(consumer: AIOKafkaConsumer, where: TopicPartition, batch: Batch) -> list[Record]:

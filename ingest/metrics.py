@@ -12,6 +12,12 @@ lag_events = Gauge(
     ["partition"],
     multiprocess_mode="mostrecent",
 )
+lag_seconds = Gauge(
+    "heliograph_lag_seconds",
+    "How long the planner has known of the oldest event that is not in the ledger, s; 0: all are.",
+    ["partition"],
+    multiprocess_mode="mostrecent",
+)
 planner_trouble = Counter(
     "heliograph_planner_trouble", "Turns that the log, the store or the broker cut short.", ["error"]
 )
@@ -20,6 +26,10 @@ shipped_events = Counter("heliograph_shipped_events", "Events committed to Kafka
 shipped_bytes = Counter("heliograph_shipped_bytes", "Their bytes, before compression.")
 shipped_transactions = Counter("heliograph_shipped_transactions", "Kafka transactions committed with events.")
 shipped_large_bodies = Counter("heliograph_shipped_large_bodies", "Large bodies put into the object store.")
+objects_expired = Counter("heliograph_objects_expired", "Moved bodies deleted because they had been kept long enough.")
+object_expiry_failures = Counter(
+    "heliograph_object_expiry_failures", "Turns in which old bodies could not be deleted from the object store."
+)
 shipper_retries = Counter(
     "heliograph_shipper_retries", "Times the shipper had to begin anew because Kafka or the object store failed."
 )

@@ -17,9 +17,13 @@ _TTL = {
     "dead_letters": ("died_at", "dead_letter_days"),
     "requests_by_minute": ("minute", "rollup_days"),
     "requests_by_hour": ("hour", "rollup_days"),
+    "requests_by_day": ("day", "rollup_days"),
     "users_by_day": ("day", "rollup_days"),
+    "users_by_week": ("week", "rollup_days"),
     "sessions_by_day": ("day", "rollup_days"),
     "properties_by_hour": ("hour", "rollup_days"),
+    "property_models_by_day": ("day", "rollup_days"),
+    "keys_by_hour": ("hour", "rollup_days"),
 }
 
 

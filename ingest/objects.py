@@ -7,7 +7,8 @@ one, is short and stays.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import blake2b
@@ -20,7 +21,7 @@ import obstore
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 
-from ingest.log import LogUnavailable, Record
+from ingest.log import LogError, LogUnavailable, Record
 from schemas.event import BadEvent, Body, Event, unpack
 from schemas.settings import ObjectSettings, SettingsError
 
@@ -29,11 +30,19 @@ if TYPE_CHECKING:
 
 _MARK = b"\xa9reference"
 """The field's name as msgpack writes it: an event without these bytes refers to nothing."""
+_BODIES = "bodies"
 _RETRIES = 3
+_LISTED = 1000
+_MISSING = (FileNotFoundError, NotFoundError, ValueError)
+"""Not there; a name that no object can have (ValueError) is not there either."""
 
 
 class ObjectsUnavailable(LogUnavailable):
     """The object store did not take or give an object; try again."""
+
+
+class ObjectTooLarge(LogError):
+    """It has more bytes than may be taken; nothing of it was read."""
 
 
 class Objects:
@@ -80,12 +89,62 @@ class Objects:
         while True:
             try:
                 return obstore.get(self._store, name).bytes().to_bytes()
-            except (FileNotFoundError, NotFoundError):
+            except _MISSING:
                 return None
             except (BaseError, OSError) as error:
                 if time.monotonic() >= deadline:
                     raise ObjectsUnavailable(f"the object store: {_told(error)}") from error
                 time.sleep(0.1)
+
+    async def read(self, name: str, *, bytes_max: int) -> bytes | None:
+        """As `get`, without blocking and within a bound.
+
+        Raises:
+            ObjectTooLarge, ObjectsUnavailable.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                found = await obstore.get_async(self._store, name)
+                if found.meta["size"] > bytes_max:
+                    raise ObjectTooLarge(f"{found.meta['size']} bytes, {bytes_max} may be taken")
+                return (await found.bytes_async()).to_bytes()
+        except _MISSING:
+            return None
+        except TimeoutError as error:
+            raise ObjectsUnavailable(f"the object store did not answer within {self._timeout_s:g} s") from error
+        except (BaseError, OSError) as error:
+            raise ObjectsUnavailable(f"the object store: {_told(error)}") from error
+
+    def folders(self, name: str) -> list[str]:
+        """The folders in a folder, by their whole names. Blocks.
+
+        Raises:
+            ObjectsUnavailable.
+        """
+        with _unavailable_as_ours():
+            return sorted(obstore.list_with_delimiter(self._store, name)["common_prefixes"])
+
+    def delete_below(self, name: str, *, at_once: int, made_before: datetime | None = None) -> int:
+        """Delete objects below a folder, at most so many, and say how many. One that is gone meanwhile is deleted. Blocks.
+
+        Raises:
+            ObjectsUnavailable: some may be deleted.
+        """
+        deleted = 0
+        with _unavailable_as_ours():
+            for found in obstore.list(self._store, name, chunk_size=_LISTED):
+                old = [one["path"] for one in found if made_before is None or one["last_modified"] < made_before]
+                del old[at_once - deleted :]
+                try:
+                    obstore.delete(self._store, old)
+                except _MISSING:  # another deletes here too: one by one, whoever is first
+                    for path in old:
+                        with suppress(*_MISSING):
+                            obstore.delete(self._store, path)
+                deleted += len(old)
+                if deleted >= at_once:
+                    break
+        return deleted
 
     def bodies_of(self, records: Sequence[Record]) -> dict[str, bytes]:
         """Every large body that these records refer to, by its name. One that is gone is left out. Blocks.
@@ -100,6 +159,14 @@ class Objects:
                 if data is not None:
                     found[name] = data
         return found
+
+
+@contextmanager
+def _unavailable_as_ours() -> Iterator[None]:
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise ObjectsUnavailable(f"the object store: {_told(error)}") from error
 
 
 def large_bodies(event: Event, *, more_than: int) -> dict[str, bytes]:
@@ -134,11 +201,16 @@ def with_bodies(event: Event, bodies: Mapping[str, bytes]) -> Event:
     return msgspec.structs.replace(event, **changed) if changed else event
 
 
+def belongs_to(name: str, project_id: str) -> bool:
+    """Whether a body of this name is this project's."""
+    return name.startswith(f"{_BODIES}/{quote(project_id, safe='')}/")
+
+
 def _name(event: Event, side: str, data: bytes) -> str:
     # By project and day, so that erasing a project or a day's end of retention is one prefix.
     day = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=event.created_ms)).date()
     digest = blake2b(data, digest_size=8).hexdigest()
-    return f"bodies/{quote(event.project_id, safe='')}/{day}/{quote(event.id, safe='')}/{side}-{digest}"
+    return f"{_BODIES}/{quote(event.project_id, safe='')}/{day}/{quote(event.id, safe='')}/{side}-{digest}"
 
 
 def _references(record: Record) -> list[str]:
@@ -156,15 +228,17 @@ def _open(settings: ObjectSettings, data_dir: Path) -> "ObjectStore":
         if settings.url is None:
             folder = data_dir.absolute() / "objects"
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return LocalStore(folder)
+            return LocalStore(folder, automatic_cleanup=True)
         if settings.url.startswith("file://"):
-            return LocalStore(unquote(urlsplit(settings.url).path), mkdir=True)
+            return LocalStore(unquote(urlsplit(settings.url).path), mkdir=True, automatic_cleanup=True)
         timeout = timedelta(seconds=settings.timeout_s)
-        options: Any = settings.options  # the store knows their names, and refuses others
+        options: Any = dict(settings.options)  # the store knows their names, and refuses others
+        # The client's, not the store's; among those obstore 0.12 ends in a panic.
+        allow_http = str(options.pop("allow_http", "false")).lower() in ("true", "1")
         return from_url(
             settings.url,
             config=options,
-            client_options={"timeout": timeout, "connect_timeout": timeout},
+            client_options={"timeout": timeout, "connect_timeout": timeout, "allow_http": allow_http},
             retry_config={"max_retries": _RETRIES, "retry_timeout": timeout},
         )
     except (BaseError, OSError, ValueError) as error:

@@ -47,6 +47,8 @@ class _Outstanding(msgspec.Struct):
     batch: Batch
     handed_at: float
     times: int = 1
+    seen_at: float = msgspec.field(default_factory=time.monotonic)
+    """When the first of its events was seen; after a restart of the planner, that restart."""
 
 
 class _Lane(msgspec.Struct):
@@ -109,6 +111,7 @@ class Planner:
         for partition in self._lanes.keys() - set(ours):
             # What is handed out stays so. Whoever has it now hands it out again, which is harmless.
             del self._lanes[partition]
+            _forget_lag(partition)
         for partition in ours:
             try:
                 await self._turn(partition)
@@ -137,6 +140,7 @@ class Planner:
                 # Even when the ledger does not answer, events must be cut while there is room for more batches,
                 await self._plan(partition, lane)
             finally:
+                _note_age(partition, lane)
                 # and even when no more can be cut, those that are must come to their end.
                 await self._hand_out_due(lane)
 
@@ -198,8 +202,8 @@ class Planner:
             lane.waiting_since = None
             return
         now = time.monotonic()
-        lane.waiting_since = lane.waiting_since or now
-        lingered = (now - lane.waiting_since) * 1000 >= self._settings.linger_ms
+        lane.waiting_since = seen_at = lane.waiting_since or now
+        lingered = (now - seen_at) * 1000 >= self._settings.linger_ms
         if lane.plan.paused or not (lingered or end - start >= self._settings.batch_events):
             return
         cuts: list[int] = []
@@ -217,7 +221,7 @@ class Planner:
         lane.plan = plan
         lane.waiting_since = None if start >= end else now
         for batch in plan.batches(partition)[known:]:
-            lane.outstanding[batch.first] = _Outstanding(batch, 0.0, 0)
+            lane.outstanding[batch.first] = _Outstanding(batch, 0.0, 0, seen_at)
             metrics.batches_planned.inc()
             metrics.events_planned.inc(batch.next_offset - batch.first)
 
@@ -254,6 +258,20 @@ class Planner:
         lane.plan = plan
         lane.recent.clear()
         log.error("planning is paused; mend the cause, then: heliograph plan resume", extra={"reason": reason})
+
+
+def _note_age(partition: Partition, lane: _Lane) -> None:
+    waiting = [batch.seen_at for batch in lane.outstanding.values()]
+    if lane.waiting_since is not None:
+        waiting.append(lane.waiting_since)
+    age_s = time.monotonic() - min(waiting) if waiting else 0.0
+    metrics.lag_seconds.labels(str(partition)).set(age_s)
+
+
+def _forget_lag(partition: Partition) -> None:
+    """From now on another planner tells it."""
+    metrics.lag_events.labels(str(partition)).set(0)
+    metrics.lag_seconds.labels(str(partition)).set(0)
 
 
 async def resume(pauses: Pauses) -> list[str]:

@@ -50,6 +50,11 @@ _ENVELOPE_BYTES = 1024
 """Room for a record's own framing within the topic's largest batch."""
 
 
+def shipper_group(settings: KafkaSettings, spool_id: str) -> str:
+    """Of a spool's position: a group of its own, so that any number of spools need no partition of their own."""
+    return f"{settings.group_prefix}.shipper.{spool_id}"
+
+
 class Fenced(LogError):
     """Another shipper has claimed this spool since. This one must end; the other goes on from the same position."""
 
@@ -60,8 +65,7 @@ class Shipper:
     def __init__(self, folder: Path, kafka: KafkaSettings, settings: ShipperSettings, objects: Objects) -> None:
         self.folder = folder
         self.id = (folder / "id").read_text().strip()
-        self.group = f"{kafka.group_prefix}.shipper.{self.id}"
-        """Of the position: a group of its own, so that any number of spools need no partition of their own."""
+        self.group = shipper_group(kafka, self.id)
         self._kafka = kafka
         self._settings = settings
         self._objects = objects

@@ -118,7 +118,7 @@ async def _migrate(client: AIOKafkaAdminClient, topic: Topic, settings: KafkaSet
         return await _create(client, topic, settings)
     done = []
     if len(partitions) < settings.partitions:
-        # No record of ours has a key that a partition is chosen by, so adding some moves nothing.
+        # Nothing of ours needs an order: a key that is found in another partition from now on harms nobody.
         await client.create_partitions({topic.name: NewPartitions(settings.partitions)})
         done.append(f"topic {topic.name}: {len(partitions)} partitions became {settings.partitions}")
     found = await _config(client, topic.name)

@@ -20,9 +20,13 @@ Sql = Callable[[str], Sequence[tuple[Any, ...]]]
 ROLLUPS = {
     "requests_by_minute": "FROM requests",
     "requests_by_hour": "FROM requests",
+    "requests_by_day": "FROM requests",
+    "keys_by_hour": "FROM requests",
     "users_by_day": "FROM requests",
+    "users_by_week": "FROM requests",
     "sessions_by_day": "FROM requests WHERE session_id != ''",
     "properties_by_hour": "FROM requests ARRAY JOIN properties AS property",
+    "property_models_by_day": "FROM requests ARRAY JOIN properties AS property",
 }
 """Each rollup, and of which rows its sums must be."""
 

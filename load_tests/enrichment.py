@@ -1,9 +1,10 @@
 """How fast one worker process brings events into ClickHouse: read, unpack, usage, price, insert, ledger; all on.
 
-    python -m load_tests.enrichment [--events 40000] [--batch 2000] [--profile]
+    python -m load_tests.enrichment [--events 40000] [--batch 2000] [--kafka] [--profile]
 
 Events are OpenAI chat calls with bodies of about 1.5 KB, a third of them streams, written to a real spool and read back
-with the real reader; the store is the embedded ClickHouse, a process of its own. "Per core" is by the CPU time of this
+with the real reader; with --kafka they stand in a real Kafka, and are enriched twice, without publishing and with it.
+The store is the embedded ClickHouse, a process of its own. "Per core" is by the CPU time of this
 process, which is what a worker process is; by the clock it also waits for ClickHouse. The budget is in design.md §5.
 """
 
@@ -19,18 +20,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
+from aiokafka import AIOKafkaProducer
 
+from ingest.kafka_client import connection
+from ingest.kafka_publisher import KafkaPublisher
+from ingest.kafka_reader import KafkaReader
+from ingest.kafka_thread import KafkaThread
 from ingest.migrations import migrate
 from ingest.spool import open_spool
 from ingest.spool_log import SpoolReader, partition_of
+from ingest.topics import migrate_topics
 from pricing.prices import PriceBook
 from schemas.batch import Batch, Partition
 from schemas.event import Attempt, Body, Event, pack
 from schemas.ids import new_id
-from schemas.settings import ClickHouseSettings, RetentionSettings, SpoolSettings
-from tests.servers import running_clickhouse
+from schemas.settings import ClickHouseSettings, KafkaSettings, RetentionSettings, SpoolSettings
+from tests.servers import running_clickhouse, running_kafka
 from workers import metrics
 from workers.enrich import Services, enrich
+from workers.publish import Publisher
 from workers.store import Store
 
 WORDS = [
@@ -141,6 +149,25 @@ async def fill_spool(root: Path, count: int) -> Partition:
     return partition_of(spool.folder)
 
 
+async def fill_kafka(kafka: KafkaSettings, count: int) -> Partition:
+    """Make `count` events and put them all into the first partition."""
+    dice = random.Random(7)
+    now_ms = time.time_ns() // 1_000_000
+    producer = AIOKafkaProducer(
+        compression_type="zstd", max_batch_size=512 * 1024, max_request_size=kafka.record_bytes_max, **connection(kafka)
+    )
+    await producer.start()
+    try:
+        sent = [
+            await producer.send(kafka.requests_topic, pack(make_event(number, dice, now_ms)), partition=0)
+            for number in range(count)
+        ]
+        await asyncio.gather(*sent)
+    finally:
+        await producer.stop()
+    return Partition(kafka.requests_topic, 0)
+
+
 class Figures(msgspec.Struct):
     events: int
     clock_s: float
@@ -149,9 +176,8 @@ class Figures(msgspec.Struct):
     """Seconds by the clock in each step."""
 
 
-def measure(settings: ClickHouseSettings, root: Path, where: Partition, *, events: int, batch: int) -> Figures:
-    """Enrich `events` events of the spool in batches, as one worker process does."""
-    services = Services(store=Store(settings), reader=SpoolReader(root), prices=PriceBook(), keep_days=90)
+def measure(services: Services, where: Partition, *, events: int, batch: int) -> Figures:
+    """Enrich the log's first `events` events in batches, as one worker process does. Closes the services."""
     cuts = range(batch, events, batch)
     enrich(Batch(where.topic, where.number, 0, batch - 1), services)  # connects, looks prices up
     before, started, cpu = _steps(), time.perf_counter(), time.process_time()
@@ -161,6 +187,21 @@ def measure(settings: ClickHouseSettings, root: Path, where: Partition, *, event
     services.close()
     spent = {name: seconds - before.get(name, 0.0) for name, seconds in _steps().items()}
     return Figures(events - batch, clock_s, cpu_s, spent)
+
+
+def of_spool(settings: ClickHouseSettings, root: Path) -> Services:
+    return Services(store=Store(settings), reader=SpoolReader(root), prices=PriceBook(), keep_days=90)
+
+
+def of_kafka(settings: ClickHouseSettings, kafka: KafkaSettings) -> Services:
+    thread = KafkaThread()
+    return Services(
+        store=Store(settings),
+        reader=KafkaReader(kafka, thread),
+        prices=PriceBook(),
+        keep_days=90,
+        publisher=Publisher(kafka, KafkaPublisher(kafka, thread)),
+    )
 
 
 def _steps() -> dict[str, float]:
@@ -179,19 +220,45 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=40_000)
     parser.add_argument("--batch", type=int, default=2000)
     parser.add_argument("--profile", action="store_true", help="print where the CPU time goes (and be slowed by it)")
+    parser.add_argument("--kafka", action="store_true", help="read from Kafka, without publishing and with it")
     options = parser.parse_args()
-    with TemporaryDirectory(prefix="heliograph-load-") as folder, running_clickhouse(Path(folder) / "ch") as settings:
+    with TemporaryDirectory(prefix="heliograph-load-") as folder:
+        figures = _of_kafka(Path(folder), options) if options.kafka else _of_spool(Path(folder), options)
+        for title, measured in figures.items():
+            print(title)
+            report(measured)
+
+
+def _of_spool(folder: Path, options: argparse.Namespace) -> dict[str, Figures]:
+    with running_clickhouse(folder / "ch") as settings:
         migrate(settings, RetentionSettings())
-        root = Path(folder) / "spool"
-        where = asyncio.run(fill_spool(root, options.events))
-        profile = cProfile.Profile()
-        if options.profile:
-            profile.enable()
-        figures = measure(settings, root, where, events=options.events, batch=options.batch)
-        profile.disable()
-        report(figures)
-        if options.profile:
-            pstats.Stats(profile).sort_stats("tottime").print_stats(30)
+        where = asyncio.run(fill_spool(folder / "spool", options.events))
+        return {"from the spool": _profiled(of_spool(settings, folder / "spool"), where, options)}
+
+
+def _of_kafka(folder: Path, options: argparse.Namespace) -> dict[str, Figures]:
+    """Each in a store of its own, so that the second finds nothing there yet."""
+    figures = {}
+    with running_kafka(folder / "kafka") as broker:
+        asyncio.run(migrate_topics(broker.settings))
+        where = asyncio.run(fill_kafka(broker.settings, options.events))
+        for title, publishing in (("from Kafka, publishing nothing", False), ("from Kafka, publishing", True)):
+            kafka = broker.settings.model_copy(update={"publish_enriched": publishing})
+            with running_clickhouse(folder / f"ch-{publishing}") as settings:
+                migrate(settings, RetentionSettings())
+                figures[title] = _profiled(of_kafka(settings, kafka), where, options)
+    return figures
+
+
+def _profiled(services: Services, where: Partition, options: argparse.Namespace) -> Figures:
+    profile = cProfile.Profile()
+    if options.profile:
+        profile.enable()
+    figures = measure(services, where, events=options.events, batch=options.batch)
+    profile.disable()
+    if options.profile:
+        pstats.Stats(profile).sort_stats("tottime").print_stats(30)
+    return figures
 
 
 def report(figures: Figures) -> None:

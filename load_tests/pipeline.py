@@ -110,7 +110,7 @@ def enrichment_alone(*, events: int) -> enrichment.Figures:
         migrate(settings, RetentionSettings())
         root = Path(folder) / "spool"
         where = asyncio.run(enrichment.fill_spool(root, events))
-        return enrichment.measure(settings, root, where, events=events, batch=2000)
+        return enrichment.measure(enrichment.of_spool(settings, root), where, events=events, batch=2000)
 
 
 def figures(fresh: Freshness, enriched: enrichment.Figures, stored: Storage) -> list[Figure]:

@@ -37,7 +37,7 @@ def set_up(service: str, *, level: str, form: Literal["text", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpcore", "clickhouse_driver", "asyncio", "aiosqlite", "kombu", "amqp"):
+    for noisy in ("httpx", "httpcore", "clickhouse_driver", "asyncio", "aiosqlite", "alembic", "kombu", "amqp"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # It logs each refused connection at each try; who uses it says once what is the matter.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)

@@ -1,17 +1,21 @@
 """Real servers for tests: children started by the same entries as `heliograph up`, ended by their pid."""
 
+import asyncio
+import itertools
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from infra.local import clickhouse, kafka, kafka_jars, valkey
+from infra.local import clickhouse, kafka, kafka_jars, postgres, valkey
 from infra.local.errors import CannotStart
 from schemas.settings import ClickHouseSettings, KafkaSaslSettings, KafkaSettings
 
@@ -19,6 +23,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 _READY_S = 30.0
 _END_S = 10.0
+_numbers = itertools.count(1)
 
 
 class Child:
@@ -84,6 +89,13 @@ def kafka_child(server: kafka.KafkaServer) -> Child:
     )
 
 
+def postgres_child(server: postgres.PostgresServer) -> Child:
+    return Child(
+        lambda: postgres.command(server),
+        lambda timeout_s, alive: postgres.wait_ready(server, timeout_s, alive=alive),
+    )
+
+
 @contextmanager
 def running(child: Child) -> Iterator[Child]:
     try:
@@ -134,6 +146,50 @@ def running_kafka(folder: Path) -> Iterator[RunningKafka]:
     server = kafka.prepare(folder)
     with running(kafka_child(server)) as child:
         yield RunningKafka(child, kafka_settings_of(server))
+
+
+class RunningPostgres(NamedTuple):
+    """A server that a test may kill and bring back."""
+
+    child: Child
+    server: postgres.PostgresServer
+
+
+@contextmanager
+def running_postgres() -> Iterator[RunningPostgres]:
+    """A real PostgreSQL on its own free port, in a folder of its own: pytest's are closed to the user it runs as.
+
+    Raises:
+        CannotStart: it is not installed; the message names the package.
+    """
+    with tempfile.TemporaryDirectory(prefix="heliograph-postgres-") as folder:
+        server = postgres.prepare(Path(folder))
+        with running(postgres_child(server)) as child:
+            yield RunningPostgres(child, server)
+
+
+@contextmanager
+def new_database(server: postgres.PostgresServer) -> Iterator[SecretStr]:
+    """An empty database of its own.
+
+    Yields:
+        Its address, with the password.
+    """
+    name = f"t{next(_numbers)}"
+    _tell(server, f"CREATE DATABASE {name}")
+    try:
+        yield SecretStr(server.url(name))
+    finally:
+        _tell(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _tell(server: postgres.PostgresServer, sql: str) -> None:
+    async def tell() -> None:
+        connection = await asyncpg.connect(server.url())
+        await connection.execute(sql)
+        await connection.close()
+
+    asyncio.run(tell())
 
 
 def kafka_settings_of(server: kafka.KafkaServer) -> KafkaSettings:

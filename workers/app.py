@@ -2,14 +2,15 @@
 connections.
 
 `create_app` wires it, `run` stays in the foreground. The caller says how a log is read (the spool here, Kafka on a
-cluster) by handing in a function that opens a reader. Processes are forked, so the function travels as it is and is
-called once in each.
+cluster), and who is told of what is stored, by handing in a function that opens both. Processes are forked, so the
+function travels as it is and is called once in each.
 """
 
 import logging
 import time
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 from billiard.exceptions import SoftTimeLimitExceeded  # type: ignore[import-untyped]
 from celery import Celery, signals
@@ -25,6 +26,7 @@ from schemas.batch import ENRICH_TASK, Batch
 from schemas.settings import SettingsError, SharedSettings, WorkerSettings
 from workers import hearing, metrics
 from workers.enrich import Services, enrich
+from workers.publish import Publisher
 from workers.store import Store
 
 log = logging.getLogger("heliograph.worker")
@@ -44,11 +46,18 @@ class BatchFailed(Exception):
     the process that ran the task to the one that reports it."""
 
 
-def create_app(shared: SharedSettings, settings: WorkerSettings, open_reader: Callable[[], RangeReader]) -> Celery:
+class Opened(NamedTuple):
+    """The log as one worker process holds it."""
+
+    reader: RangeReader
+    publisher: Publisher | None = None
+
+
+def create_app(shared: SharedSettings, settings: WorkerSettings, open_log: Callable[[], Opened]) -> Celery:
     """The worker's app.
 
     Args:
-        open_reader: opens the log for reading; called once in each worker process, and again after it has failed.
+        open_log: called once in each worker process, and again after it has failed.
 
     Raises:
         SettingsError: a time limit that the visibility timeout would overtake, or no broker.
@@ -62,7 +71,7 @@ def create_app(shared: SharedSettings, settings: WorkerSettings, open_reader: Ca
     prices = price_book(settings)
     app = Celery("heliograph", broker=broker_url(shared), set_as_current=False)
     app.conf.update(_conf(settings))
-    process = _Process(shared, prices, open_reader)
+    process = _Process(shared, prices, open_log)
 
     @app.task(name=ENRICH_TASK)  # type: ignore[untyped-decorator]
     def enrich_batch(topic: str, partition: int, first: int, last: int) -> None:
@@ -168,10 +177,10 @@ def _conf(settings: WorkerSettings) -> dict[str, object]:
 class _Process:
     """What one worker process holds. Made before the fork, empty until after it."""
 
-    def __init__(self, shared: SharedSettings, prices: PriceBook, open_reader: Callable[[], RangeReader]) -> None:
+    def __init__(self, shared: SharedSettings, prices: PriceBook, open_log: Callable[[], Opened]) -> None:
         self._shared = shared
         self._prices = prices
-        self._open_reader = open_reader
+        self._open_log = open_log
         self._services: Services | None = None
 
     def start(self, **_: object) -> None:
@@ -218,12 +227,14 @@ class _Process:
 
     def _open(self) -> Services:
         if self._services is None:
+            opened = self._open_log()
             self._services = Services(
                 store=Store(self._shared.clickhouse),
-                reader=self._open_reader(),
+                reader=opened.reader,
                 prices=self._prices,
                 keep_days=self._shared.retention.requests_days,
                 objects=Objects(self._shared.objects, self._shared.data_dir),
+                publisher=opened.publisher,
             )
         return self._services
 

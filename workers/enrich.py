@@ -23,7 +23,8 @@ from pricing.prices import PriceBook
 from schemas.batch import Batch, Confirmation
 from schemas.event import BadEvent, Event, unpack
 from workers import metrics, rows
-from workers.store import Identity, Row, Store, StoredBatch
+from workers.publish import Letter, Publisher
+from workers.store import DEAD_LETTERS, Identity, Row, Store, StoredBatch, Verdict
 
 log = logging.getLogger("heliograph.worker")
 
@@ -41,8 +42,12 @@ class Services(msgspec.Struct, frozen=True):
     """How long requests are kept: an older event is not stored."""
     objects: Objects | None = None
     """Where large bodies are that did not travel with their events."""
+    publisher: Publisher | None = None
+    """Tells others of it, where Kafka is the log."""
 
     def close(self) -> None:
+        if self.publisher is not None:
+            self.publisher.close()
         self.reader.close()
         self.store.close()
 
@@ -70,7 +75,12 @@ def enrich(batch: Batch, services: Services) -> Confirmation:
         computed = compute(records, prices=services.prices, window=window, dead=standing.dead, bodies=bodies)
     with _step("insert"):
         work = stored_batch(batch, computed, services.store)
-        confirmation = services.store.insert(work)
+        services.store.insert(work)
+    if services.publisher is not None:
+        with _step("publish"):
+            publish(work, computed, services.store, services.publisher)
+    with _step("confirm"):
+        confirmation = services.store.confirm(work)
     _count(computed, confirmation)
     return confirmation
 
@@ -90,11 +100,13 @@ class Computed(msgspec.Struct):
 
     events: int = 0
     requests: list[Row] = []
+    offsets: list[int] = []
+    """Where each of `requests` came from."""
     bodies: list[Row] = []
     attempts: list[Row] = []
     dead_letters: list[DeadLetter] = []
     """Those that died now."""
-    dead_before: int = 0
+    dead_before: list[DeadLetter] = []
     ended_ms: list[float] = []
     """When each stored event's call ended, milliseconds since 1970."""
 
@@ -109,20 +121,20 @@ def compute(
     *,
     prices: PriceBook,
     window: rows.Window,
-    dead: frozenset[int] = frozenset(),
+    dead: Mapping[int, Verdict] = MappingProxyType({}),
     bodies: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Computed:
     """Rows and dead letters of one batch's records. Pure.
 
     Args:
         window: the times that events may bear.
-        dead: offsets that are dead letters already and stay so.
+        dead: by offset, what is a dead letter already and stays so.
         bodies: large bodies by the references of their events. They are read for the usage and stay where they are.
     """
     computed = Computed(events=len(records))
     for record in records:
-        if record.offset in dead:
-            computed.dead_before += 1
+        if (verdict := dead.get(record.offset)) is not None:
+            computed.dead_before.append(DeadLetter(record, *verdict, None))
             continue
         event: Event | None = None
         try:
@@ -138,6 +150,7 @@ def compute(
             computed.dead_letters.append(letter)
             continue
         computed.requests.append(made.request)
+        computed.offsets.append(record.offset)
         if made.body is not None:
             computed.bodies.append(made.body)
         computed.attempts += made.attempts
@@ -157,7 +170,7 @@ def stored_batch(batch: Batch, computed: Computed, store: Store) -> StoredBatch:
         stored = store.stored(identities)
         letters = [letter for letter in letters if letter.identity not in stored]
     if letters:
-        _note_dead(batch, letters)
+        note_dead(batch, letters)
     at_ms = now_ms()
     return StoredBatch(
         batch=batch,
@@ -165,14 +178,37 @@ def stored_batch(batch: Batch, computed: Computed, store: Store) -> StoredBatch:
         requests=computed.requests,
         bodies=computed.bodies,
         attempts=computed.attempts,
-        dead_letters=[_dead_row(batch, letter) for letter in letters],
-        dead=computed.dead_before + len(letters),
+        dead_letters=[dead_row(batch, letter) for letter in letters],
+        dead=len(computed.dead_before) + len(letters),
         oldest_ms=int(min(computed.ended_ms, default=at_ms)),
         newest_ms=int(max(computed.ended_ms, default=at_ms)),
     )
 
 
-def _note_dead(batch: Batch, letters: Sequence[DeadLetter]) -> None:
+def publish(work: StoredBatch, computed: Computed, store: Store, publisher: Publisher) -> None:
+    """Tell others of the batch: all that has a row, and all that is a dead letter, of earlier attempts too.
+
+    Raises:
+        LogUnavailable, StoreUnavailable, StoreRefused: the batch must not be confirmed.
+    """
+    dead = {row[_OFFSET] for row in work.dead_letters}
+    died = [letter for letter in computed.dead_letters if letter.record.offset in dead]
+    # What this version of the code cannot read, and has a row of an earlier attempt: others are told of that row.
+    identities = {letter.identity for letter in computed.dead_letters if letter.record.offset not in dead}
+    rows_before = store.requests(identity for identity in identities if identity is not None)
+    publisher.publish(
+        [*work.requests, *rows_before],
+        [
+            Letter(work.batch.where, letter.record, letter.reason, letter.message)
+            for letter in (*computed.dead_before, *died)
+        ],
+    )
+
+
+_OFFSET = DEAD_LETTERS.columns.index("offset")
+
+
+def note_dead(batch: Batch, letters: Sequence[DeadLetter]) -> None:
     """One line a batch, with one letter for example. Errors and places alone: what an event says is for no log."""
     log.error(
         "events became dead letters",
@@ -216,7 +252,7 @@ def _place(error: Exception) -> str:
     return f"{type(error).__name__} in {frames[-1].filename.rsplit('/', 1)[-1] if frames else '?'}: {where}"
 
 
-def _dead_row(batch: Batch, letter: DeadLetter) -> Row:
+def dead_row(batch: Batch, letter: DeadLetter) -> Row:
     place = (batch.topic, batch.partition, letter.record.offset)
     return (*place, letter.reason, letter.message, letter.record.payload)
 
@@ -224,6 +260,7 @@ def _dead_row(batch: Batch, letter: DeadLetter) -> Row:
 def _count(computed: Computed, confirmation: Confirmation) -> None:
     metrics.batches.labels("stored").inc()
     metrics.events.inc(confirmation.rows)
+    metrics.batch_events.observe(confirmation.events)
     for letter in computed.dead_letters:
         metrics.dead_letters.labels(letter.reason).inc()
     at_ms = now_ms()

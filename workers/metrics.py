@@ -14,13 +14,18 @@ batches = Counter(
     ["outcome"],
 )
 events = Counter("heliograph_worker_events", "Events stored as rows and confirmed.")
+batch_events = Histogram(
+    "heliograph_worker_batch_events",
+    "Events of a stored batch.",
+    buckets=(0, 1, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10_000, 100_000),
+)
 dead_letters = Counter("heliograph_worker_dead_letters", "Events that could not become rows.", ["reason"])
 wide_batches = Counter(
     "heliograph_worker_wide_batches", "Batches whose events are spread over so many weeks that parts may grow scarce."
 )
 step_seconds = Histogram(
     "heliograph_worker_step_seconds",
-    "One step of a batch: look (in the ledger), read, compute, insert.",
+    "One step of a batch: look (in the ledger), read, compute, insert, publish (where Kafka is the log), confirm.",
     ["step"],
     buckets=_SECONDS,
 )
@@ -28,6 +33,11 @@ insert_seconds = Histogram(
     "heliograph_worker_insert_seconds", "One insert, sent and acknowledged.", ["table"], buckets=_SECONDS
 )
 rows = Counter("heliograph_worker_rows", "Rows sent in inserts that were acknowledged, repeats included.", ["table"])
+published = Counter(
+    "heliograph_worker_published",
+    "Messages published in Kafka and acknowledged, repeats included: enriched, dead.",
+    ["topic"],
+)
 freshness_seconds = Histogram(
     "heliograph_worker_freshness_seconds",
     "From an answer's last byte to its row being there for every query.",

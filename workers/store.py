@@ -9,7 +9,7 @@ once it aggregated in two levels; squashing alone, or single-level alone, still 
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -81,13 +81,20 @@ LEDGER = Table(
 Row = tuple[object, ...]
 
 
+class Verdict(NamedTuple):
+    """Why an event is a dead letter."""
+
+    reason: str
+    message: str
+
+
 class Standing(NamedTuple):
     """What the store knows of a batch before it is worked on."""
 
     confirmation: Confirmation | None
     """Its row in the ledger: then it is done."""
-    dead: frozenset[int]
-    """Offsets that an earlier attempt has sent to the dead letters. That verdict stands, whatever a newer version of
+    dead: Mapping[int, Verdict]
+    """By offset, what an earlier attempt has sent to the dead letters. That verdict stands, whatever a newer version of
     the code would say: an event must not be in both places."""
 
 
@@ -112,6 +119,12 @@ class StoredBatch(msgspec.Struct, frozen=True):
     """Events in the dead letters, those of earlier attempts among them."""
     oldest_ms: int
     newest_ms: int
+    salt: str = ""
+    """Of a replay, which does not know what the first attempt held: tells its blocks from any other's."""
+
+    @property
+    def token(self) -> str:
+        return f"{self.batch.token}:{self.salt}" if self.salt else self.batch.token
 
     @property
     def confirmation(self) -> Confirmation:
@@ -120,14 +133,22 @@ class StoredBatch(msgspec.Struct, frozen=True):
 
 # The ledger and the dead letters in one question, since every batch asks it: 2 ms.
 _STANDING = """
-SELECT 1 AS done, toUInt64(events), rows, dead_lettered FROM batches
+SELECT 1 AS done, toUInt64(events), rows, dead_lettered, '', '' FROM batches
 WHERE topic = %(topic)s AND partition = %(partition)s AND first = %(first)s AND last = %(last)s LIMIT 1
 UNION ALL
-SELECT 0, offset, 0, 0 FROM dead_letters
+SELECT 0, offset, 0, 0, toString(error), message FROM dead_letters
 WHERE topic = %(topic)s AND partition = %(partition)s AND offset BETWEEN %(first)s AND %(last)s
 """
-_STORED = """
-SELECT project_id, toUnixTimestamp64Milli(created_at), id FROM requests
+_TIMES = """
+SELECT count() FROM batches
+WHERE topic = %(topic)s AND partition = %(partition)s AND first = %(first)s AND last = %(last)s
+"""
+_COVERED = """
+SELECT first, last FROM batches
+WHERE topic = %(topic)s AND partition = %(partition)s AND first <= %(last)s AND last >= %(first)s
+"""
+_OF_IDENTITIES = """
+SELECT {columns} FROM {table}
 WHERE project_id IN %(projects)s AND created_at BETWEEN fromUnixTimestamp64Milli(%(first_ms)s)
 AND fromUnixTimestamp64Milli(%(last_ms)s) AND id IN %(ids)s
 """
@@ -151,18 +172,56 @@ class Store:
             found = self._client.execute(_STANDING, asked)
         done = next((row for row in found if row[0]), None)
         return Standing(
-            confirmation=None if done is None else Confirmation(batch, *done[1:]),
-            dead=frozenset(row[1] for row in found if not row[0]),
+            confirmation=None if done is None else Confirmation(batch, *done[1:4]),
+            dead={row[1]: Verdict(*row[4:]) for row in found if not row[0]},
         )
 
-    def stored(self, identities: Iterable[Identity]) -> set[Identity]:
-        """Those of these requests that have a row.
+    def times(self, batch: Batch) -> int:
+        """How many rows the ledger has of exactly this batch. A replay may leave several.
 
         Raises:
             StoreUnavailable, StoreRefused: nothing is known.
         """
-        wanted = sorted(set(identities), key=lambda identity: identity.created_ms)
-        found: set[Identity] = set()
+        asked = {"topic": batch.topic, "partition": batch.partition, "first": batch.first, "last": batch.last}
+        with store_errors():
+            ((times,),) = self._client.execute(_TIMES, asked)
+        return int(times)
+
+    def covered(self, batch: Batch) -> list[range]:
+        """The offsets of this range that are in the ledger, as whatever batches.
+
+        Raises:
+            StoreUnavailable, StoreRefused: nothing is known.
+        """
+        asked = {"topic": batch.topic, "partition": batch.partition, "first": batch.first, "last": batch.last}
+        with store_errors():
+            found = self._client.execute(_COVERED, asked)
+        return [range(first, last + 1) for first, last in found]
+
+    def stored(self, identities: Iterable[Identity], table: Table = REQUESTS) -> set[Identity]:
+        """Those of these requests that have a row, or a row in another table of theirs.
+
+        Raises:
+            StoreUnavailable, StoreRefused: nothing is known.
+        """
+        wanted = set(identities)
+        found = self._of(wanted, table, ("project_id", "created_at", "id"))
+        return {Identity(*row) for row in found} & wanted  # type: ignore[arg-type]
+
+    def requests(self, identities: Iterable[Identity]) -> list[Row]:
+        """The rows of these requests, in the order of `REQUESTS`.
+
+        Raises:
+            StoreUnavailable, StoreRefused: nothing is known.
+        """
+        wanted = set(identities)
+        return [row for row in self._of(wanted, REQUESTS, REQUESTS.columns) if Identity(*row[:3]) in wanted]  # type: ignore[arg-type]
+
+    def _of(self, identities: Iterable[Identity], table: Table, columns: Sequence[str]) -> Iterator[Row]:
+        """Rows of these requests, and perhaps of others whose ids are the same."""
+        wanted = sorted(identities, key=lambda identity: identity.created_ms)
+        shown = ["toUnixTimestamp64Milli(created_at)" if name == "created_at" else name for name in columns]
+        sql = _OF_IDENTITIES.format(columns=", ".join(shown), table=table.name)
         for start in range(0, len(wanted), _IDENTITIES_MAX):
             part = wanted[start : start + _IDENTITIES_MAX]
             asked = {
@@ -172,26 +231,33 @@ class Store:
                 "last_ms": part[-1].created_ms,
             }
             with store_errors():
-                found |= {Identity(*row) for row in self._client.execute(_STORED, asked)}
-        return found.intersection(wanted)
+                yield from self._client.execute(sql, asked)
 
-    def insert(self, work: StoredBatch) -> Confirmation:
-        """Insert a whole batch. Safe to do again, from anywhere in the middle and by several at once.
+    def insert(self, work: StoredBatch) -> None:
+        """Insert a whole batch but for its ledger row. Safe to do again, from anywhere in the middle and by several at
+        once.
 
-        The order matters: a batch in the ledger has all its rows, an event in `requests` has its body and attempts,
-        and an event is among the dead letters before the rest of its batch can be seen.
+        The order matters: an event in `requests` has its body and attempts, and an event is among the dead letters
+        before the rest of its batch can be seen.
 
         Raises:
-            StoreUnavailable: nothing is confirmed; the same batch may be inserted again.
+            StoreUnavailable: the same batch may be inserted again.
             StoreRefused: no retry can help until somebody has changed something.
         """
-        token = work.batch.token
+        token = work.token
         self._note_spread(work)
         self.insert_block(DEAD_LETTERS, work.dead_letters, _dead_token(work))
         self.insert_block(BODIES, work.bodies, token)
         self.insert_block(ATTEMPTS, work.attempts, token)
         self.insert_block(REQUESTS, work.requests, token)
-        self.insert_block(LEDGER, [_ledger_row(work)], token)
+
+    def confirm(self, work: StoredBatch) -> Confirmation:
+        """Last of all, the batch's row in the ledger. From then on nobody looks at the batch again.
+
+        Raises:
+            StoreUnavailable, StoreRefused: nothing is confirmed.
+        """
+        self.insert_block(LEDGER, [_ledger_row(work)], work.token)
         return work.confirmation
 
     def insert_block(self, table: Table, rows: Sequence[Row], token: str) -> None:
@@ -239,4 +305,4 @@ def _dead_token(work: StoredBatch) -> str:
     """Made of the letters' offsets: a later attempt that finds one more must not have it dropped as a repeat."""
     offset = DEAD_LETTERS.columns.index("offset")
     offsets = ",".join(str(row[offset]) for row in work.dead_letters)
-    return f"{work.batch.token}:{hashlib.sha256(offsets.encode()).hexdigest()[:16]}"
+    return f"{work.token}:{hashlib.sha256(offsets.encode()).hexdigest()[:16]}"

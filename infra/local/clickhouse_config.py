@@ -27,6 +27,8 @@ _SERVICE_RIGHTS = (
     *(f"TABLE ENGINE ON {engine}" for engine in _ENGINES),
 )
 
+_THREAD_MEMORY = 128 << 20
+
 
 class Limits(NamedTuple):
     """Sized for a laptop beside other work. What a server of its own would take is far more."""
@@ -121,6 +123,8 @@ def users_xml(*, password: str, read_only_password: str, database: str, limits: 
       <deduplicate_blocks_in_dependent_materialized_views>1</deduplicate_blocks_in_dependent_materialized_views>
       <network_compression_method>LZ4</network_compression_method>
       <log_queries>0</log_queries>
+      <!-- The stock gibibyte a thread leaves, of a server as small as this, one core to every query. -->
+      <max_threads_min_free_memory_per_thread>{_THREAD_MEMORY}</max_threads_min_free_memory_per_thread>
     </service>
     <read_only>
       <readonly>2</readonly>
@@ -135,6 +139,7 @@ def users_xml(*, password: str, read_only_password: str, database: str, limits: 
       <max_memory_usage_for_user>{2 * read_only_memory}</max_memory_usage_for_user>
       <max_concurrent_queries_for_user>{limits.read_only_queries}</max_concurrent_queries_for_user>
       <max_threads>2</max_threads>
+      <max_threads_min_free_memory_per_thread>{_THREAD_MEMORY}</max_threads_min_free_memory_per_thread>
       <constraints>
         <!-- 0 means without limit, so each needs a least value too. -->
         <max_execution_time><min>1</min><max>{limits.read_only_seconds}</max></max_execution_time>

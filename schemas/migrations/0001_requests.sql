@@ -2,6 +2,7 @@
 -- Ordered by time itself: ClickHouse compares UUIDs by their second half, so ordering by id within an hour is no order at
 -- all (dearer to store, and the newest rows cannot be read from the end). Small granules and blocks: a page of a rare user
 -- or property is a row here and there, which then costs half the CPU, for 4 % more bytes (load_tests/queries.py measures).
+-- In a minmax index an unknown value would count as endless and keep every granule, so it is left to read as 0 there.
 -- {{engine NAME}} becomes NAME or ReplicatedNAME; {{dedup}} the setting that keeps the tokens of past inserts.
 
 CREATE TABLE IF NOT EXISTS requests (
@@ -58,7 +59,10 @@ CREATE TABLE IF NOT EXISTS requests (
     INDEX by_requested_model requested_model TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX by_key_id key_id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX by_key_name key_name TYPE bloom_filter(0.01) GRANULARITY 1,
-    INDEX by_name name TYPE bloom_filter(0.01) GRANULARITY 1
+    INDEX by_name name TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX by_cost assumeNotNull(cost_usd) TYPE minmax GRANULARITY 1,
+    INDEX by_latency latency_ms TYPE minmax GRANULARITY 1,
+    INDEX by_tokens assumeNotNull(toUInt64(input_tokens) + output_tokens) TYPE minmax GRANULARITY 1
 )
 ENGINE = {{engine MergeTree}}
 PARTITION BY toMonday(created_at)

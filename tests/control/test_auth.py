@@ -3,6 +3,8 @@ import pytest
 from schemas.settings import SharedSettings
 from tests.control.world import World, opened
 
+ON_EACH_DATABASE = True
+
 
 async def test_no_key_is_401_where_one_is_needed(world: World) -> None:
     answer = await world.bare().get("/v1/requests")

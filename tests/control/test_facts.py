@@ -5,6 +5,8 @@ import pytest
 from control import models
 from tests.control.world import World
 
+ON_EACH_DATABASE = True
+
 
 async def test_scores_take_decimals_and_booleans_and_the_newest_counts(world: World) -> None:
     row = world.request()

@@ -33,8 +33,17 @@ def asked(*groups: str, bucket_ms: int | None = None, quantiles: bool | None = N
         (asked("property.tier"), MONTH, "properties"),
         (asked("property.tier", properties={"tier": ["gold"]}), MONTH, "properties"),
         (asked("property.tier", properties={"other": ["gold"]}), MONTH, "raw"),
-        (asked("key"), MONTH, "raw"),
-        (asked("model", keys=["k"]), MONTH, "raw"),
+        (asked("property.tier", "model"), MONTH, "property_models"),
+        (asked("model", properties={"tier": ["gold"]}), MONTH, "property_models"),
+        (asked("model", properties={"tier": ["gold"]}, bucket_ms=HOUR_MS), MONTH, "raw"),
+        (asked("model", properties={"tier": ["gold"]}), Range(0, 2 * DAY_MS), "raw"),
+        (asked("model", properties={"tier": [""]}), MONTH, "raw"),
+        (asked("provider", properties={"tier": ["gold"]}), MONTH, "raw"),
+        (asked("key"), MONTH, "keys"),
+        (asked("model", keys=["k"], bucket_ms=HOUR_MS), MONTH, "keys"),
+        (asked("key", bucket_ms=60_000), MONTH, "raw"),
+        (asked("key", "status"), MONTH, "raw"),
+        (asked("key"), Range(0, DAY_MS), "raw"),
     ],
 )
 def test_the_source_knows_every_group_and_filter(question: Asked, range_: Range, source: str) -> None:
@@ -51,6 +60,20 @@ def test_the_parts_cover_the_range_exactly(start: int, end: int) -> None:
     assert all(one.range.end_ms == other.range.start_ms for one, other in pairwise(found))
 
 
+def test_whole_weeks_then_whole_days_then_rows_answer_for_users() -> None:
+    start, end = DAY_MS + 5, 23 * DAY_MS + 9
+    found = parts("users", Range(start, end), now_ms=100 * DAY_MS)
+    assert [(part.table.name, part.range.start_ms, part.range.end_ms) for part in found] == [
+        ("requests", start, 2 * DAY_MS),
+        ("users_by_day", 2 * DAY_MS, 7 * DAY_MS),
+        ("users_by_week", 7 * DAY_MS, 21 * DAY_MS),
+        ("users_by_day", 21 * DAY_MS, 23 * DAY_MS),
+        ("requests", 23 * DAY_MS, end),
+    ]
+    by_day = parts("users", Range(start, end), now_ms=100 * DAY_MS, bucket_ms=DAY_MS)
+    assert [part.table.name for part in by_day] == ["requests", "users_by_day", "requests"]
+
+
 @pytest.fixture
 def rows(world: World) -> list[dict[str, Any]]:
     rows = [
@@ -62,10 +85,12 @@ def rows(world: World) -> list[dict[str, Any]]:
             outcome=["success", "success", "error", "error"][i % 4],
             properties={"tier": ["gold", "tin"][i % 2]} if i % 5 else {},
             latency_ms=100.0 + i,
+            key_id=["k1", "k2"][i % 2],
+            key_name=["web", "batch"][i % 2],
         )
         if i % 6
         else world.unknown(created_ms=NOW_MS - 1000 - i * 5 * HOUR_MS // 2, properties={"tier": "gold"})
-        for i in range(90)
+        for i in range(240)
     ]
     world.store(rows)
     return rows
@@ -93,6 +118,14 @@ def sums(rows: list[dict[str, Any]], *groups: str) -> dict[tuple[Any, ...], tupl
         ("group_by=time&bucket=1d&user_id=ann", "users"),
         ("group_by=property.tier", "properties"),
         ("group_by=time&bucket=1h&property.tier=gold", "properties"),
+        ("group_by=time,model&bucket=7d", "hour"),
+        ("group_by=time,user&bucket=7d", "users"),
+        ("group_by=key", "keys"),
+        ("group_by=time,key,model&bucket=1h&provider=openai", "keys"),
+        ("group_by=model&key=k1&key=batch", "keys"),
+        ("group_by=property.tier,model", "property_models"),
+        ("group_by=model&property.tier=gold", "property_models"),
+        ("group_by=time&bucket=1d&property.tier=tin&model=m1", "property_models"),
         ("status=5xx&status=none", "hour"),
     ],
 )
@@ -100,7 +133,7 @@ async def test_every_source_gives_the_same_sums_as_the_rows(
     world: World, rows: list[dict[str, Any]], query: str, source: str
 ) -> None:
     client = await world.client()
-    start, end = NOW_MS - 8 * DAY_MS - 1_234_567, NOW_MS - 7_654_321
+    start, end = NOW_MS - 23 * DAY_MS - 1_234_567, NOW_MS - 7_654_321
     path = f"/v1/metrics?start={start}&end={end}&{query}"
     groups = [g for g in query.partition("group_by=")[2].partition("&")[0].split(",") if g]
     rolled = (await client.get(path)).json()

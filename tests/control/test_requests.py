@@ -1,6 +1,7 @@
 import uuid
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -119,6 +120,35 @@ async def test_pages_neither_repeat_nor_skip_while_rows_arrive(world: World, sor
     assert len(seen) == len(set(seen))
     assert before <= set(seen)
     assert len(set(seen) - before) <= (1 if order == "asc" else 0)
+
+
+@pytest.mark.parametrize("sort", ["cost", "latency", "tokens"])
+@pytest.mark.parametrize("order", ["desc", "asc"])
+@pytest.mark.parametrize("step", [pytest.param(1, id="the best are old"), pytest.param(10, id="most are equal")])
+async def test_the_first_by_value_are_the_first_of_the_whole_range(
+    world: World, sort: str, order: str, step: int
+) -> None:
+    # The newest windows hold a short page, not a long one; a third is unknown.
+    rows = [
+        world.request(
+            created_ms=NOW_MS - 60_000 - i * 4 * HOUR_MS,
+            cost_usd=None if i % 3 == 0 else Decimal(i * 7 % 30 // step) / 1000,
+            input_tokens=None if i % 3 == 0 else i * 7 % 30 // step,
+            latency_ms=0.1 + i * 7 % 30 // step,
+        )
+        for i in range(170)
+    ]
+    world.store(rows)
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        value = {"cost": row["cost_usd"], "tokens": row["input_tokens"], "latency": row["latency_ms"]}[sort]
+        sign = -1 if order == "desc" else 1
+        return (value is None, sign * (value or 0), sign * row["created_at"].timestamp())
+
+    wanted = [str(row["id"]) for row in sorted(rows, key=key)]
+    client = await world.client()
+    for limit in (1, 5, 20, 150):
+        assert await ids(client, f"/v1/requests?sort={sort}&order={order}&limit={limit}") == wanted[:limit], limit
 
 
 async def test_a_cursor_of_another_question_is_refused(world: World) -> None:

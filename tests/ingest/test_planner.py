@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY, Gauge
 
+from ingest import metrics
 from ingest.clickhouse import StoreUnavailable
 from ingest.log import LogUnavailable, Plan
 from ingest.planner import Planner, resume
@@ -307,3 +309,43 @@ async def test_trouble_from_outside_never_ends_the_planner(
     assert ranges(workers.handed)[0] == (0, 9)
     one.stop()
     await asyncio.wait_for(running, 2)
+
+
+def lag_of(gauge: Gauge) -> float:
+    return REGISTRY.get_sample_value(gauge._name, {"partition": str(WHERE)}) or 0.0
+
+
+async def test_the_lag_in_seconds_is_how_long_the_oldest_unstored_event_is_known(
+    log: MemoryLog, ledger: MemoryLedger, workers: Workers
+) -> None:
+    one = planner(log, ledger, workers, AT_ONCE.model_copy(update={"overdue_s": 60}))
+    log.last = 25
+    await turns(one)
+    await asyncio.sleep(0.3)
+    log.last = 27
+    await turns(one)
+    before = lag_of(metrics.lag_seconds)
+    assert before >= 0.3
+    newest = workers.handed.pop()
+    for batch in workers.handed:
+        ledger.confirm(batch)
+    await turns(one)
+    assert 0 < lag_of(metrics.lag_seconds) < before
+    ledger.confirm(newest)
+    await turns(one)
+    assert lag_of(metrics.lag_seconds) == 0
+
+
+async def test_a_planner_that_lost_a_partition_tells_no_lag_of_it_any_more(
+    log: MemoryLog, ledger: MemoryLedger, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none() -> Sequence[Partition]:
+        return []
+
+    one = planner(log, ledger, workers)
+    log.last = 25
+    await turns(one)
+    assert lag_of(metrics.lag_events) == 25
+    monkeypatch.setattr(log, "partitions", none)
+    await turns(one)
+    assert lag_of(metrics.lag_events) == lag_of(metrics.lag_seconds) == 0

@@ -17,7 +17,6 @@ import redis
 
 from infra.local import valkey as local_valkey
 from ingest.ledger import Ledger
-from ingest.log import RangeReader
 from ingest.spool import open_spool
 from ingest.spool_log import partition_of
 from schemas.batch import Batch, Confirmation
@@ -26,7 +25,7 @@ from schemas.settings import RedisSettings, SettingsError, SharedSettings, Spool
 from tests.servers import REPOSITORY, running, valkey_child
 from tests.workers.case import Case, once
 from tests.workers.worker_process import Setup
-from workers.app import QUEUE, create_app, price_book
+from workers.app import QUEUE, Opened, create_app, price_book
 from workers.sender import Sender
 
 T = TypeVar("T")
@@ -220,5 +219,5 @@ def test_a_bad_price_file_stops_the_start_and_is_named(tmp_path: Path) -> None:
         price_book(WorkerSettings(price_overrides=file))
 
 
-def _no_reader() -> RangeReader:
+def _no_reader() -> Opened:
     raise AssertionError("not opened before the fork")

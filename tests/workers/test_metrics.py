@@ -6,7 +6,7 @@ from prometheus_client import REGISTRY
 from schemas.batch import Batch
 from schemas.settings import SharedSettings
 from tests.workers.case import Case
-from workers.app import BatchFailed, _Process
+from workers.app import BatchFailed, Opened, _Process
 from workers.enrich import enrich
 
 
@@ -44,7 +44,7 @@ def test_a_repeated_batch_is_counted_as_such(case: Case) -> None:
 
 def test_a_store_that_is_away_is_told_in_one_line_and_counted(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     away = SharedSettings(clickhouse=case.settings.model_copy(update={"port": 25099}))
-    process = _Process(away, case.prices, lambda: case.reader)
+    process = _Process(away, case.prices, lambda: Opened(case.reader))
     before = value("heliograph_worker_batches_total", outcome="unavailable")
 
     with pytest.raises(BatchFailed, match="unavailable"):

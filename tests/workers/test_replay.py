@@ -7,9 +7,10 @@ import pytest
 from ingest.log import Record
 from schemas.event import Event, pack
 from tests.workers.case import Case, once
-from workers import replay, rows
+from workers import rows
 from workers.enrich import enrich
-from workers.replay import Reconciliation, Selection, count_dead_letters, replay_dead_letters
+from workers.letters import Selection, count_dead_letters
+from workers.replay import Reconciliation, Replayer
 
 
 def kill(case: Case, monkeypatch: pytest.MonkeyPatch, events: list[Event | bytes]) -> None:
@@ -23,27 +24,33 @@ def _broken(*args: object, **kwargs: object) -> object:
     raise KeyError("broken")
 
 
-def run(case: Case, **changes: object) -> Reconciliation:
-    selection = msgspec.structs.replace(Selection(topic=case.topic), **changes)
-    return replay_dead_letters(case.settings, prices=case.prices, keep_days=90, selection=selection)
+def run(
+    case: Case, *, events_max: int = 1000, seen: list[tuple[int, int]] | None = None, **chosen: object
+) -> Reconciliation:
+    selection = msgspec.structs.replace(Selection(topic=case.topic), **chosen)
+    replayer = Replayer(
+        case.settings,
+        prices=case.prices,
+        keep_days=90,
+        events_max=events_max,
+        progress=lambda counts, done: None if seen is None else seen.append((counts.stored_now, done)),
+    )
+    try:
+        return replayer.letters(selection)
+    finally:
+        replayer.close()
 
 
 def test_letters_become_rows_once_the_cause_is_mended(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     kill(case, monkeypatch, [case.event() for _ in range(5)])
     assert case.counts() == once(0, dead=5)
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
 
-    counts = replay_dead_letters(
-        case.settings,
-        prices=case.prices,
-        keep_days=90,
-        selection=Selection(topic=case.topic),
-        progress=lambda so_far: seen.append(so_far.stored_now),
-    )
+    counts = run(case, events_max=2, seen=seen)
 
     assert counts == Reconciliation(read=5, stored_now=5)
-    assert seen == [1, 2, 3, 4, 5]
-    assert case.counts() == once(5, dead=5, ledger=6)
+    assert seen == [(2, 2), (4, 4), (5, 5)]
+    assert case.counts() == once(5, dead=5, ledger=4)
 
 
 def test_a_second_replay_stores_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,17 +58,18 @@ def test_a_second_replay_stores_nothing(case: Case, monkeypatch: pytest.MonkeyPa
     run(case)
 
     assert run(case) == Reconciliation(read=3, stored_before=3)
-    assert case.counts() == once(3, dead=3, ledger=4)
+    assert run(case, events_max=2) == Reconciliation(read=3, stored_before=3)
+    assert case.counts() == once(3, dead=3, ledger=2)
 
 
 def test_replays_at_once_store_each_letter_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    kill(case, monkeypatch, [case.event() for _ in range(12)])
+    kill(case, monkeypatch, [case.event() for _ in range(40)])
 
     with ThreadPoolExecutor(3) as both:
-        found = list(both.map(lambda _: run(case), range(3)))
+        found = list(both.map(lambda _: run(case, events_max=5), range(3)))
 
-    assert all(counts.read == counts.stored_now + counts.stored_before == 12 for counts in found)
-    assert case.counts() == once(12, dead=12, ledger=13)
+    assert all(counts.read == counts.stored_now + counts.stored_before == 40 for counts in found)
+    assert case.counts() == once(40, dead=40, ledger=9)
 
 
 def test_a_replay_broken_off_between_row_and_ledger_goes_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +81,7 @@ def test_a_replay_broken_off_between_row_and_ledger_goes_on(case: Case, monkeypa
     assert case.counts() == once(1, dead=1, ledger=1)
 
     assert run(case) == Reconciliation(read=1, stored_before=1)
-    assert case.counts() == once(1, dead=1, ledger=2)
+    assert case.counts() == once(1, dead=1, ledger=1)
 
 
 def test_what_is_still_poison_dies_again_and_is_counted_by_reason(case: Case) -> None:
@@ -104,8 +112,22 @@ def test_letters_are_chosen_by_offset_reason_and_time(case: Case, monkeypatch: p
     assert count_dead_letters(case.settings, Selection(topic=case.topic)) == 5
 
 
-def test_more_letters_than_a_page_are_each_read_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "_PAGE", 3)
+def test_more_letters_than_a_page_are_each_read_once(case: Case) -> None:
     enrich(case.batch([b"no event"] * 10), case.services())
 
-    assert run(case).read == 10
+    assert run(case, events_max=3).read == 10
+
+
+def test_letters_chosen_by_other_words_are_not_taken_for_those_stored_before(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same first and last letter, others in between: their token is not that of the replay before."""
+    kill(case, monkeypatch, [case.event(), b"no event", case.event(), case.event()])
+    run(case, first=0, last=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.store._ledger_row", _broken)
+        with pytest.raises(KeyError):
+            run(case, first=3)
+
+    assert run(case) == Reconciliation(read=4, stored_before=2, stored_now=1, dead_again=1, reasons={"not_an_event": 1})
+    assert case.counts() == once(3, dead=4, ledger=3)

@@ -14,7 +14,7 @@ import msgspec
 
 from ingest.spool_log import SpoolReader
 from schemas.settings import ClickHouseSettings, RedisSettings, SharedSettings, WorkerSettings
-from workers.app import create_app, run
+from workers.app import Opened, create_app, run
 from workers.store import Row, Store, Table
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         redis=RedisSettings.model_validate({"url": setup.redis_url}),
     )
     settings = WorkerSettings(processes=setup.processes, time_limit_s=setup.time_limit_s, visibility_timeout_s=60)
-    run(create_app(shared, settings, lambda: SpoolReader(Path(setup.spool))))
+    run(create_app(shared, settings, lambda: Opened(SpoolReader(Path(setup.spool)))))
 
 
 if __name__ == "__main__":

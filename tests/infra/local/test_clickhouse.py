@@ -221,6 +221,14 @@ def test_answers_come_compressed_with_lz4_in_utc_and_inserts_are_synchronous(cli
     assert len(rows) == 1000
 
 
+def test_the_memory_cap_leaves_a_query_more_than_one_core(client: Client, store: RunningClickHouse) -> None:
+    question = "EXPLAIN PIPELINE SELECT sum(number) FROM numbers_mt(100000000)"
+    with read_only(store.server) as other:
+        for asking in (client, other):
+            steps = asking.execute(question, settings={"max_threads": 2})
+            assert any("× 2" in step for (step,) in steps), steps
+
+
 def test_every_migration_runs_and_runs_once(store: RunningClickHouse) -> None:
     settings = settings_of(store.server).model_copy(update={"database": "heliograph"})
     with connected(store.server) as client:
