@@ -72,7 +72,7 @@ class Client:
     _is_chunked = False
     _bodyless = False
 
-    def __init__(self, wire: Wire, method: str = "", target: bytes = b"", headers: Sequence[Header] = ()) -> None:
+    def __init__(self, wire: Wire, method: bytes = b"", target: bytes = b"", headers: Sequence[Header] = ()) -> None:
         self.method = method
         self.target = target
         """As sent: path and query, or a whole URL."""
@@ -89,11 +89,18 @@ class Client:
         Raises:
             BodyTooLarge, BadFraming, ClientGone.
         """
-        if not self.read_whole:
-            self._hold_at = limit
-            self._says_continue()
-            while not self.read_whole and self.buffered <= limit:
-                await self._arrives(timeout_s)
+        self._hold_at = limit
+        self._says_continue()
+        while not self.read_whole and self.buffered <= limit:
+            await self._arrives(timeout_s)
+        return self.whole(limit)
+
+    def whole(self, limit: int) -> bytes:
+        """The body of a request that is `read_whole`.
+
+        Raises:
+            BodyTooLarge.
+        """
         if self.buffered > limit:
             raise too_large(self.buffered, limit)
         return self._taken()
@@ -154,17 +161,20 @@ class Client:
         self.headed = True
         self._wire.write(head + self._framed(first) if first else head)
 
-    async def write(self, piece: bytes, *, timeout_s: float) -> None:
-        """A further piece; waits while the client does not read."""
+    def write(self, piece: bytes) -> bool:
+        """A further piece. False: the client does not read as fast, wait for `room`."""
         self._wire.write(self._framed(piece))
-        if not self._wire.is_writable:
-            self._room = self._wire.loop.create_future()
-            self._wire.allow(timeout_s)
-            try:
-                await self._room
-            finally:
-                self._wire.allow(None)
-                self._room = None
+        return self._wire.is_writable
+
+    async def room(self, timeout_s: float) -> None:
+        """Wait until the client has read."""
+        self._room = self._wire.loop.create_future()
+        self._wire.allow(timeout_s)
+        try:
+            await self._room
+        finally:
+            self._wire.allow(None)
+            self._room = None
 
     def end(self) -> None:
         """The answer's last byte has been written."""
@@ -252,7 +262,7 @@ class Client:
             self.headers = [header for header in self.headers if header[0].lower() != b"expect"]
 
     def _may_have_body(self, status: int) -> bool:
-        return status >= 200 and status not in (204, 304) and self.method != "HEAD"
+        return status >= 200 and status not in (204, 304) and self.method != b"HEAD"
 
     def _head(self, status: int, headers: list[Header]) -> bytes:
         if not (self.keep and self.read_whole):

@@ -188,8 +188,7 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         parser = self._parser
         assert parser is not None
-        method = parser.get_method().decode("latin-1")
-        self._reading = client = Client(self, method, self._target, self._headers.copy())
+        self._reading = client = Client(self, parser.get_method(), self._target, self._headers.copy())
         client.keep = parser.should_keep_alive() and not self._stops
         if parser.get_http_version() == "1.0":
             client.is_old, client.keep = True, False

@@ -250,6 +250,8 @@ def _rule_of_ours(name: bytes) -> Rule:
     short = name[name.index(b"-") + 1 :].decode("latin-1")
     if short.startswith(_PROPERTY):
         return _property_rule(short[len(_PROPERTY) :])
+    if (attribute := _PLAIN.get(short)) is not None:
+        return _plain_rule(short, attribute)
     if (setter := _SETTERS.get(short)) is not None:
         return _setter_rule(short, setter)
     if (check := FEATURES.get(short)) is not None:
@@ -334,25 +336,34 @@ def _omit_response(said: Said, text: str) -> None:
     said.omit_response = boolean("Helicone-Omit-Response", text)
 
 
-def _plain(attribute: str) -> Callable[[Said, str], None]:
-    def keep(said: Said, text: str) -> None:
-        setattr(said, attribute, text or None)
-
-    return keep
+def _target_url(said: Said, text: str) -> None:
+    said.target_url = text or None
 
 
+def _plain_rule(short: str, attribute: str) -> Rule:
+    def read(said: Said, header: bytes, value: bytes, bounds: BoundSettings) -> bool:
+        if len(value) > bounds.property_bytes:
+            raise BadHeader(_shown(short), _text(value), f"at most {bounds.property_bytes} bytes")
+        setattr(said, attribute, _text(value) or None)
+        return True
+
+    return read
+
+
+_PLAIN = {
+    "user-id": "user_id",
+    "session-id": "session_id",
+    "session-path": "session_path",
+    "session-name": "session_name",
+    "request-name": "name",
+    "model-override": "model_override",
+}
 _SETTERS: dict[str, Callable[[Said, str], None]] = {
     "auth": _auth,
-    "user-id": _plain("user_id"),
-    "session-id": _plain("session_id"),
-    "session-path": _plain("session_path"),
-    "session-name": _plain("session_name"),
-    "request-name": _plain("name"),
     "request-id": _request_id,
-    "model-override": _plain("model_override"),
     "omit-request": _omit_request,
     "omit-response": _omit_response,
-    "target-url": _plain("target_url"),
-    "openai-api-base": _plain("target_url"),
+    "target-url": _target_url,
+    "openai-api-base": _target_url,
 }
 _LONG = {"target-url", "openai-api-base"}

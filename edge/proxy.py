@@ -41,7 +41,6 @@ _NOT_PASSED_BACK = {
     b"upgrade",
 }
 _QUERY_CREDENTIALS = ("key", "api_key", "apikey", "api-key", "access_token", "token", "subscription-key")
-_LAST_WORDS_S = 5.0
 _NOWHERE = Target("unknown", "openai", Origin("https", "invalid", 443), "/")
 
 
@@ -58,7 +57,7 @@ class Proxy:
 
     async def serve(self, client: Client) -> None:
         path, _, query = _path(client.target).partition(b"?")
-        call = Call(client.method, path.decode("latin-1"))
+        call = Call(client.method.decode("latin-1"), path.decode("latin-1"))
         self.in_flight += 1
         try:
             try:
@@ -80,7 +79,9 @@ class Proxy:
                 client.cut()
             if call.key is not None and call.said is not None:
                 call.target = call.target or _NOWHERE._replace(path=call.path)
-                await self._recorder.record(call)
+                self._recorder.record(call)
+                if self._recorder.crowded:
+                    await self._recorder.room()
             elif call.error_code is not None:
                 metrics.refused.labels(call.error_code).inc()
 
@@ -129,7 +130,7 @@ class Proxy:
         path = target.path.encode("latin-1")
         request = UpstreamRequest(
             origin=origin,
-            method=call.method.encode(),
+            method=client.method,
             target=path + b"?" + query if query else path,
             headers=headers,
             body=body,
@@ -149,7 +150,12 @@ class Proxy:
         if said.content_type in _JSON_TYPES or said.content_type.endswith("+json"):
             if length is not None and length > bounds.body_bytes:
                 raise too_large(length, bounds.body_bytes)
-            body = await client.body(limit=bounds.body_bytes, timeout_s=bounds.body_timeout_s)
+            limit = bounds.body_bytes
+            body = (
+                client.whole(limit)
+                if client.read_whole
+                else await client.body(limit=limit, timeout_s=bounds.body_timeout_s)
+            )
             capture.feed(body)
             facts = read_body(body if not said.request_coding else capture.body().head)
             call.requested_model = facts.model or model_in_path(call.path)
@@ -171,6 +177,8 @@ class Proxy:
             call.goes_on()
             attempt.status = answer.status
             await self._pass_on(call, client, answer)
+            if not client.read_whole:
+                await client.drained()
         except UpstreamError as error:
             attempt.reason = error.code
             raise
@@ -199,27 +207,27 @@ class Proxy:
             (b"helicone-overhead-ms", b"%.2f" % overhead_ms),
         )
         # What came with the head goes on with the head: the rest piece by piece, as it arrives.
-        piece = await answer.read() if answer.buffered else b""
+        piece = answer.arrived()
         if streamed and piece:
             call.first_byte = headed
         capture.feed(piece)
         if answer.body_complete:
             client.answer(status, headers, piece, framed=framed)
-        else:
-            client.begin(status, headers, piece, framed=framed)
-            while True:
-                call.waits()
-                piece = await answer.read()
-                arrived = call.goes_on()
-                if not piece:
-                    break
-                if streamed and call.first_byte is None:
-                    call.first_byte = arrived
-                capture.feed(piece)
-                await client.write(piece, timeout_s=self._settings.bounds.send_timeout_s)
-            client.end()
-        if not client.read_whole:
-            await client.drained()
+            return
+        client.begin(status, headers, piece, framed=framed)
+        send_timeout_s = self._settings.bounds.send_timeout_s
+        while True:
+            call.waits()
+            piece = await answer.read()
+            arrived = call.goes_on()
+            if not piece:
+                break
+            if streamed and call.first_byte is None:
+                call.first_byte = arrived
+            capture.feed(piece)
+            if not client.write(piece):
+                await client.room(send_timeout_s)
+        client.end()
 
     async def _end(self, call: Call, client: Client) -> None:
         """A client that left, or was too slow, has ended its call."""
@@ -247,7 +255,7 @@ class Proxy:
             await client.drained()
             client.answer(error.status, errors.error_headers(error, call.id), body, framed=False)
         elif call.answer_type == "text/event-stream":
-            await client.write(errors.error_event(error, shape, call.id), timeout_s=_LAST_WORDS_S)
+            client.write(errors.error_event(error, shape, call.id))
             client.end()
         # A plain answer that breaks off has no place for words, and ending it cleanly would be a lie: it is cut.
 

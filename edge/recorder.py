@@ -29,8 +29,16 @@ class Recorder:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
 
-    async def record(self, call: Call) -> None:
-        """Put a finished call on record. Waits only when the disk cannot keep up."""
+    @property
+    def crowded(self) -> bool:
+        """The disk cannot keep up: whoever has recorded a call waits for `room` before the next."""
+        return self._spool.crowded
+
+    async def room(self) -> None:
+        await self._spool.room()
+
+    def record(self, call: Call) -> None:
+        """Put a finished call on record."""
         ended = time.perf_counter()
         event = self._event(call, ended)
         metrics.count_call(event)
@@ -40,8 +48,6 @@ class Recorder:
             payload = pack(_masked(event, secrets))
         if not self._spool.append(payload):
             metrics.events_dropped.inc()
-        elif self._spool.crowded:
-            await self._spool.room()
 
     def _event(self, call: Call, ended: float) -> Event:
         said, key, target = call.said, call.key, call.target

@@ -44,6 +44,7 @@ class Spool:
     def __init__(self, folder: Path, lock: int, settings: SpoolSettings) -> None:
         self.folder = folder
         self.settings = settings
+        self._queue_bytes_max = settings.queue_bytes_max
         self.level: Level = "normal"
         self.disk_bytes = 0
         # Two counters, each with one writing thread: a shared one would lose additions.
@@ -72,7 +73,7 @@ class Spool:
 
     def append(self, payload: bytes) -> bool:
         """Take an event; it is durable within `linger_ms`. False: the spool is full and the event was dropped."""
-        if self.level == "full" or (self._failing and self.queue_bytes > self.settings.queue_bytes_max):
+        if self.level == "full" or (self._failing and self.queue_bytes > self._queue_bytes_max):
             self.dropped += 1
             return False
         self._pending += (frames.header(payload), payload)
@@ -89,7 +90,7 @@ class Spool:
     @property
     def crowded(self) -> bool:
         """Whether the list is full: the caller should wait for `room`."""
-        return self.queue_bytes > self.settings.queue_bytes_max and not self._failing
+        return self._appended_bytes - self._written_bytes > self._queue_bytes_max and not self._failing
 
     async def room(self) -> None:
         """Wait until the writer has taken the list."""
@@ -154,7 +155,7 @@ class Spool:
         self.durable += count // 2
         self._written_bytes += len(data)
         self.disk_bytes += len(data)
-        if self._room is not None and self.queue_bytes <= self.settings.queue_bytes_max:
+        if self._room is not None and self.queue_bytes <= self._queue_bytes_max:
             self._loop.call_soon_threadsafe(self._open_room)
         if self._segment_bytes >= self.settings.segment_bytes:
             self._rotate()

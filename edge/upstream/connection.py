@@ -93,14 +93,8 @@ class PoolAnswer:
         state = "complete" if self.body_complete else "failed" if self._error else "arriving"
         return f"<PoolAnswer {self.status} {state}, {self.buffered} bytes unread>"
 
-    async def read(self) -> bytes:
+    def arrived(self) -> bytes:
         pieces = self._pieces
-        while not pieces:
-            if self.body_complete:
-                return b""
-            if self._error is not None:
-                raise self._error
-            await self._arrival()
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self.buffered = 0
@@ -109,6 +103,25 @@ class PoolAnswer:
             connection.resume()
         return data
 
+    async def read(self) -> bytes:
+        while not self._pieces:
+            if self.body_complete:
+                return b""
+            if self._error is not None:
+                raise self._error
+            assert self._reader is None, "an answer has one reader at a time"
+            assert self._connection is not None
+            self._reader = reader = self._connection.loop.create_future()
+            self._connection.expect_more()
+            try:
+                await reader
+            except BaseException:
+                self.abort()
+                raise
+            finally:
+                self._reader = None
+        return self.arrived()
+
     def abort(self) -> None:
         connection = self._connection
         if connection is not None:
@@ -116,19 +129,6 @@ class PoolAnswer:
             connection.close()
         self._pieces.clear()
         self.buffered = 0
-
-    async def _arrival(self) -> None:
-        assert self._reader is None, "an answer has one reader at a time"
-        assert self._connection is not None
-        self._reader = reader = self._connection.loop.create_future()
-        self._connection.expect_more()
-        try:
-            await reader
-        except BaseException:
-            self.abort()
-            raise
-        finally:
-            self._reader = None
 
     # For the connection alone.
 

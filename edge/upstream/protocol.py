@@ -115,12 +115,11 @@ class UpstreamAnswer(Protocol):
         """As received: order, case and repetitions kept. Hop-by-hop headers are still among them."""
 
     @property
-    def buffered(self) -> int:
-        """Bytes of the body that `read` gives without waiting."""
-
-    @property
     def body_complete(self) -> bool:
-        """The whole body has arrived: one `read()` returns all that is left and waits for nothing."""
+        """The whole body has arrived: `arrived()` gives all that is left."""
+
+    def arrived(self) -> bytes:
+        """What `read` would give without waiting; `b""` when that is nothing."""
 
     async def read(self) -> bytes:
         """Everything that has arrived since the last read, at least one byte; `b""` at the end of the body.

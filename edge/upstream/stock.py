@@ -207,12 +207,14 @@ class StockAnswer:
         self.status = response.status_code
         self.headers = list(response.headers.raw)
         self.body_complete = False
-        self.buffered = 0
         self._call = call
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._stream = response.stream
         self._pieces = response.stream.__aiter__()
         self._error: UpstreamError | None = None
+
+    def arrived(self) -> bytes:
+        return b""
 
     async def read(self) -> bytes:
         if self._error is not None:
