@@ -112,7 +112,7 @@ def _child_of(name: str) -> Callable[[Whole], float]:
 
         def replaced() -> bool:
             now = whole.pids(name)
-            return before[-1] not in now and len(now) >= len(before) and (name != "edge" or whole.answers(name))
+            return before[-1] not in now and len(now) >= len(before)
 
         return _until(replaced, killed, f"the child of {name} is back")
 
@@ -176,8 +176,6 @@ KILLS = {
     kill.name: kill
     for kill in (
         Kill("edge", _program("edge"), takes_edge=True, may_lose=True),
-        Kill("edge-main", _main_of("edge"), takes_edge=True, may_lose=True),
-        Kill("edge-child", _child_of("edge"), takes_edge=True, may_lose=True),
         Kill("planner", _program("planner")),
         Kill("worker", _program("worker")),
         Kill("worker-main", _main_of("worker")),

@@ -47,7 +47,7 @@ class Ports(NamedTuple):
 
 
 def free_ports(count: int) -> list[int]:
-    """Picked anew for each run: Granian shares a port with whoever of the same user listens on it too."""
+    """Picked anew for each run."""
     found: list[int] = []
     for _ in range(count):
         found.append(pick_free(but=found))
