@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help run demo test lint format load chaos soak pipeline times queries exchanges lock clean
+.PHONY: help run demo kafka test lint format load chaos random-kills broker-away soak pipeline times queries exchanges lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -14,6 +14,9 @@ run: .venv/run ## Set everything up and start Heliograph on this machine (Ctrl-C
 
 demo: .venv/run ## Send a few minutes of believable traffic through the running edge
 	@$(BIN)/heliograph demo
+
+kafka: .venv/run ## Start a real Kafka broker on 127.0.0.1:9092 for `heliograph up --kafka` (Java, Maven; Ctrl-C stops it)
+	@$(BIN)/python -m infra.local.kafka_foreground $(ARGS)
 
 test: .venv/dev ## Set everything up and run all tests with the real servers
 	$(BIN)/python -m pytest $(ARGS)
@@ -32,9 +35,18 @@ format: .venv/dev ## Bring the code into form and make the generated files anew
 
 load: .venv/dev ## Measure the hot path against nginx, Portkey and LiteLLM, then the pipeline (about half an hour)
 	$(BIN)/python -m load_tests $(ARGS)
+	$(BIN)/python -m load_tests.pipeline
+	$(BIN)/python -m load_tests.pipeline --kafka
 
 chaos: .venv/dev ## Kill each process in turn under load and count what is left
 	$(BIN)/python -m load_tests.chaos $(ARGS)
+
+random-kills: .venv/dev ## kill -9 at random moments, 5 seeds on the spool and 20 on Kafka (about an hour)
+	$(BIN)/python -m load_tests.random_kills $(ARGS)
+	$(BIN)/python -m load_tests.random_kills --kafka $(ARGS)
+
+broker-away: .venv/dev ## Five minutes of load without the Kafka broker: does a call notice, does everything arrive
+	$(BIN)/python -m load_tests.broker_away $(ARGS)
 
 soak: .venv/dev ## Ten minutes of steady load with the edge's memory watched
 	$(BIN)/python -m load_tests.soak $(ARGS)

@@ -25,7 +25,7 @@ def migrate() -> None:
         errors.print(f"[bold red]ClickHouse could not be migrated:[/] {error}")
         raise typer.Exit(1) from None
     if shared.kafka.bootstrap_servers is not None:
-        done = [*done, *_migrate_topics(shared.kafka)]
+        done = [*done, *bring_topics_up_to_date(shared.kafka)]
     for name in done:
         console.print(f"  [green]✓[/] {name}")
 
@@ -42,7 +42,8 @@ def migrate() -> None:
     console.print("Tables and control data are up to date." if done else "Everything was up to date.")
 
 
-def _migrate_topics(settings: KafkaSettings) -> list[str]:
+def bring_topics_up_to_date(settings: KafkaSettings) -> list[str]:
+    """Gives what was done, in words; ends the command where somebody has to decide, or no broker answers."""
     from ingest.log import LogError
     from ingest.topics import check_topics, migrate_topics
 
@@ -74,7 +75,7 @@ def reset(yes: bool = typer.Option(False, "--yes", help="Do not ask.")) -> None:
     if not yes:
         typer.confirm(f"Delete {folder} ({size / 1e6:,.0f} MB: every call, key and setting kept there)?", abort=True)
     try:
-        with hold(folder):
+        with hold(folder), hold(folder / "kafka"):  # the broker of `make kafka` runs apart from `up`
             shutil.rmtree(folder)
     except FolderHeld as error:
         errors.print(f"[red]{error}[/]")

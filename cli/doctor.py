@@ -1,5 +1,6 @@
 """`heliograph doctor`: asks every part how it is, and says what to do about those that are not well."""
 
+import asyncio
 import json
 import shutil
 import sys
@@ -37,6 +38,7 @@ def doctor() -> None:
         ("ClickHouse", lambda: _clickhouse(shared)),
         ("tables", lambda: _tables(shared)),
         ("spool", lambda: _spool(shared)),
+        *([("Kafka", lambda: _kafka(shared))] if shared.kafka.bootstrap_servers is not None else []),
         ("edge", lambda: _service(f"http://127.0.0.1:{edge.port}/readyz", "heliograph edge")),
         ("control", lambda: _service(f"http://127.0.0.1:{control.port}/readyz", "heliograph control")),
         ("metrics", lambda: _service(f"http://127.0.0.1:{metrics.port}/metrics", "heliograph metrics")),
@@ -139,6 +141,28 @@ def _spool(shared: SharedSettings) -> Finding:
             f"{saw}; {dropped:,} events were dropped because it was full", "raise HELIOGRAPH_SPOOL__BYTES_MAX"
         )
     return Finding(saw)
+
+
+def _kafka(shared: SharedSettings) -> Finding:
+    from ingest.kafka_log import KafkaPauses
+    from ingest.log import LogError
+    from ingest.topics import check_topics
+
+    async def look() -> tuple[list[str], list[str]]:
+        wrong = await check_topics(shared.kafka)
+        pauses = KafkaPauses(shared.kafka)
+        return wrong, [reason for one in await pauses.partitions() if (reason := await pauses.paused(one))]
+
+    try:
+        wrong, paused = asyncio.run(look())
+    except LogError as error:
+        return Finding(str(error), "start it (on this machine: make kafka); until then events wait in the spool")
+    saw = f"{shared.kafka.bootstrap_servers} answers"
+    if wrong:
+        return Finding(f"{saw}; {'; '.join(wrong)}", "run: heliograph migrate")
+    if paused:
+        return Finding(f"{saw}; planning is paused: {paused[0]}", "mend the cause, then: heliograph plan resume")
+    return Finding(f"{saw}, its topics are as they should be")
 
 
 def _service(url: str, command: str) -> Finding:

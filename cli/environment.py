@@ -9,6 +9,8 @@ import typer
 from dotenv import load_dotenv
 from rich.console import Console
 
+from cli import log_choice
+from infra.local.errors import LocalError
 from schemas.settings import SettingsError, SharedSettings, load
 
 console = Console(highlight=False)
@@ -37,7 +39,7 @@ def read_env_file() -> None:
 
 
 def shared_settings() -> SharedSettings:
-    """Settings with the addresses of this machine's own servers where no others are given.
+    """Settings with the addresses of this machine's own servers, and of the data folder's Kafka, where no others are given.
 
     They are put into the environment, so that processes started from here have them too.
     """
@@ -48,6 +50,10 @@ def shared_settings() -> SharedSettings:
         os.environ["HELIOGRAPH_DATA_DIR"] = str(folder)
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(folder / "metrics"))
         Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True, exist_ok=True)
+        try:
+            log_choice.fill_in(folder)
+        except LocalError as error:
+            raise SettingsError(str(error)) from error
         if given.redis.url is None:
             from infra.local import valkey
 

@@ -1,5 +1,6 @@
 """`heliograph up`: every part on this machine, started in order, watched, stopped in order."""
 
+import math
 import os
 import shutil
 import signal
@@ -13,21 +14,31 @@ from pathlib import Path
 import typer
 from rich.markup import escape
 
+from cli import log_choice
+from cli.data import bring_topics_up_to_date
 from cli.environment import console, data_dir, embedded, errors, read_env_file, settings_errors, shared_settings
-from infra.local import clickhouse, ports, valkey
+from infra.local import clickhouse, kafka, ports, valkey
 from infra.local.errors import LocalError, NotReady
 from infra.local.lock import hold
 from infra.local.processes import Processes, Program, StartFailed, State, wait_predecessor
-from schemas.settings import ControlSettings, EdgeSettings, MetricsSettings, SharedSettings, load
+from schemas.settings import ControlSettings, EdgeSettings, MetricsSettings, SharedSettings, ShipperSettings, load
 
 _READY_TIMEOUT_S = 90.0
 _WATCH_S = 0.5
 _AT_ONCE_WITHIN_S = 10.0
 _PREDECESSOR_S = 2.0
 _PREDECESSOR_ENDS_S = 45.0
+_CLOSE_S = 5
+_KAFKA = typer.Option(
+    "",
+    "--kafka",
+    metavar="ADDRESS",
+    help="The log is the Kafka at this address (127.0.0.1:9092 is that of `make kafka`), now and at every later start; "
+    f"'{log_choice.NONE}' goes back to the spool.",
+)
 
 
-def up() -> None:
+def up(kafka_address: str = _KAFKA) -> None:
     """Start everything on this machine and stay in the foreground until Ctrl-C."""
     started = time.monotonic()
     read_env_file()
@@ -38,26 +49,32 @@ def up() -> None:
     try:
         with hold(data_dir(), wait_s=_PREDECESSOR_S):
             wait_predecessor(data_dir(), timeout_s=_PREDECESSOR_ENDS_S)
-            ports.forget_taken(data_dir())
+            ports.forget_taken(data_dir(), but=kafka.PORTS)
+            with settings_errors():
+                log_choice.choose(data_dir().absolute(), kafka_address)
             servers = embedded()
             shared = shared_settings()
             with settings_errors():
                 edge, control, metrics = load(EdgeSettings), load(ControlSettings), load(MetricsSettings)
+                shipper = load(ShipperSettings)
             for name, port in (
                 ("EDGE_PORT", edge.port),
                 ("CONTROL_PORT", control.port),
                 ("METRICS_PORT", metrics.port),
             ):
                 ports.require_free(port, purpose=name)
-            _run(shared, edge, control, metrics, servers, stop, started)
+            if shared.kafka.bootstrap_servers is not None:
+                for done in bring_topics_up_to_date(shared.kafka):
+                    console.print(f"  [dim]{done}[/]")
+            _run(shared, edge, control, metrics, shipper, servers, stop, started)
     except LocalError as error:
         errors.print(f"[bold red]heliograph up[/] cannot start: {escape(str(error))}")
         raise typer.Exit(1) from None
 
 
 def _run(
-    shared: SharedSettings, edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings, servers: set[str],
-    stop: "_Stop", started: float,
+    shared: SharedSettings, edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings,
+    shipper: ShipperSettings, servers: set[str], stop: "_Stop", started: float,
 ) -> None:  # fmt: skip
     folder = shared.data_dir
     demo_port = ports.internal(folder, "demo")
@@ -72,7 +89,7 @@ def _run(
     }
     shutil.rmtree(environment["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
     Path(environment["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True)
-    programs = _programs(shared, edge, control, metrics, servers)
+    programs = _programs(shared, edge, control, metrics, shipper, servers)
     with Processes(programs, folder=folder, environment=environment) as processes:
         try:
             with console.status("starting") as status:
@@ -91,7 +108,7 @@ def _run(
             errors.print(f"The logs are in {folder / 'logs'}; 'heliograph doctor' checks each part.")
             raise typer.Exit(1) from None
         if not stop.asked:
-            _welcome(edge, control, metrics, folder, time.monotonic() - started)
+            _welcome(edge, control, metrics, shared, time.monotonic() - started)
             _watch(processes, stop)
         if processes.manager_ended:
             errors.print("[bold red]The process manager is gone[/]; what it ran is ending. Start again when this ends.")
@@ -101,8 +118,9 @@ def _run(
 
 
 def _programs(
-    shared: SharedSettings, edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings, servers: set[str]
-) -> list[Program]:
+    shared: SharedSettings, edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings,
+    shipper: ShipperSettings, servers: set[str],
+) -> list[Program]:  # fmt: skip
     """In order of start: what others need comes first; the edge last, so that it never speaks for an unready house."""
     heliograph = [sys.executable, "-m", "cli"]
     folder = shared.data_dir
@@ -120,6 +138,12 @@ def _programs(
             )
         )
     control_url = f"http://127.0.0.1:{control.port}/healthz"
+    shipping: list[Program] = []
+    if shared.kafka.bootstrap_servers is not None:
+        # Its stop ships what the edge, stopped before it, has left; a transaction under way may take a whole call's time.
+        stop_wait_s = math.ceil(shipper.drain_s + shared.kafka.call_timeout_s) + _CLOSE_S
+        command = [*heliograph, "ship", "--tethered"]
+        shipping.append(Program("ship", command, _said(shared, "ship", "shipper is ready"), stop_wait_s))
     return [
         *local,
         Program("worker", [*heliograph, "worker", "--tethered"], _said(shared, "worker", "ready"), 60),
@@ -128,6 +152,7 @@ def _programs(
             "metrics", [*heliograph, "metrics", "--tethered"], _answers(f"http://127.0.0.1:{metrics.port}/metrics")
         ),
         Program("control", [*heliograph, "control", "--tethered"], _answers(control_url)),
+        *shipping,
         Program("edge", [*heliograph, "edge", "--tethered"], _answers(f"http://127.0.0.1:{edge.port}/readyz"), 40),
     ]
 
@@ -178,8 +203,9 @@ def _migrate(shared: SharedSettings) -> None:
 
 
 def _welcome(
-    edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings, folder: Path, seconds: float
+    edge: EdgeSettings, control: ControlSettings, metrics: MetricsSettings, shared: SharedSettings, seconds: float
 ) -> None:
+    folder = shared.data_dir
     base = f"http://127.0.0.1:{edge.port}"
     api = f"http://127.0.0.1:{control.port}"
     rows = [
@@ -187,6 +213,7 @@ def _welcome(
         ("API", f"{api}/v1/requests", ""),
         ("", f"{api}/openapi.json", "all of it, described"),
         ("metrics", f"http://127.0.0.1:{metrics.port}/metrics", "Prometheus"),
+        *([("log", f"Kafka at {shared.kafka.bootstrap_servers}", "")] if shared.kafka.bootstrap_servers else []),
         ("data", str(folder), ""),
         ("logs", str(folder / "logs"), ""),
     ]
@@ -260,7 +287,7 @@ class _Stop:
     def _signalled(self, *_: object) -> None:
         now = time.monotonic()
         if self.asked and now - self._asked_at < _AT_ONCE_WITHIN_S and self.at_once is not None:
-            errors.print("\n[yellow]Stopping at once.[/] Events not yet stored wait in the spool for the next start.")
+            errors.print("\n[yellow]Stopping at once.[/] Events not yet stored wait for the next start.")
             self.at_once()
             os._exit(130)
         self.asked, self._asked_at = True, now

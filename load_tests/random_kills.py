@@ -152,7 +152,7 @@ def _under_load(
         calls.assert_alive()
         outcome = calls.end()
     ended = time.monotonic()
-    _settle(whole, len(outcome.answered))
+    settle(whole, len(outcome.answered))
     settled_s = time.monotonic() - ended
     stored = counts.read_stored(whole.sql, whole.data)
     lost = counts.lost(outcome.answered, stored)
@@ -175,7 +175,7 @@ def _under_load(
     )
 
 
-def _settle(whole: Whole, answered: int) -> None:
+def settle(whole: Whole, answered: int) -> None:
     """Wait until the ledger's rows are the table's, as many as were answered at least, and nothing changes any more.
 
     By the store alone: whatever an API would say of the pipeline is not asked.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import asyncpg
 import pytest
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from infra.local import clickhouse, kafka, kafka_jars, postgres, valkey
 from infra.local.errors import CannotStart
@@ -132,10 +132,8 @@ class RunningKafka(NamedTuple):
     settings: KafkaSettings
 
 
-@contextmanager
-def running_kafka(folder: Path) -> Iterator[RunningKafka]:
-    """The real broker on its own free port, without any topic yet. Without Java or Maven a test is skipped on a
-    laptop, and fails in CI."""
+def require_kafka() -> None:
+    """Without Java or Maven a test is skipped on a laptop, and fails in CI."""
     try:
         kafka_jars.java()
         kafka_jars.jars()
@@ -143,6 +141,12 @@ def running_kafka(folder: Path) -> Iterator[RunningKafka]:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
+
+
+@contextmanager
+def running_kafka(folder: Path) -> Iterator[RunningKafka]:
+    """The real broker on its own free port, without any topic yet."""
+    require_kafka()
     server = kafka.prepare(folder)
     with running(kafka_child(server)) as child:
         yield RunningKafka(child, kafka_settings_of(server))
@@ -206,6 +210,20 @@ def kafka_settings_of(server: kafka.KafkaServer) -> KafkaSettings:
         request_timeout_s=3,
         call_timeout_s=8,
     )
+
+
+def kafka_environment(settings: KafkaSettings) -> dict[str, str]:
+    """The same as variables, for a process that reads its settings from the environment."""
+    return dict(_variables(settings, "HELIOGRAPH_KAFKA__"))
+
+
+def _variables(group: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
+    for name in group.model_fields_set:
+        value = getattr(group, name)
+        if isinstance(value, BaseModel):
+            yield from _variables(value, f"{prefix}{name.upper()}__")
+        else:
+            yield prefix + name.upper(), value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
 def settings_of(server: clickhouse.ClickHouseServer) -> ClickHouseSettings:

@@ -29,6 +29,8 @@ from infra.local.lock import hold
 
 USER = "heliograph"
 MEMORY_MIB = 384
+PORTS = ("kafka", "kafka_controller")
+"""Their names in the data folder. Nobody but the broker listens there, and it runs apart from `heliograph up`."""
 
 _POLL_S = 0.05
 _PREDECESSOR_S = 10.0
@@ -79,6 +81,18 @@ def prepare(data_dir: Path, port: int | None = None, *, memory_mib: int = MEMORY
     secrets.write_private(folder / "server.properties", config(server))
     secrets.write_private(folder / "log4j.properties", _log_config(server))
     return server
+
+
+def find(data_dir: Path) -> KafkaServer | None:
+    """What was prepared in this data folder, for a command that talks to a broker already running; else None."""
+    data_dir = data_dir.absolute()
+    try:
+        port, controller_port = (ports.remembered(data_dir)[name] for name in PORTS)
+        password = secrets.read(data_dir / "secrets" / "kafka")
+        cluster_id = (data_dir / "kafka" / "cluster_id").read_text().strip()
+    except (KeyError, FileNotFoundError):
+        return None
+    return KafkaServer(ports.LOOPBACK, port, controller_port, USER, password, cluster_id, data_dir, MEMORY_MIB)
 
 
 def config(server: KafkaServer) -> str:

@@ -5,7 +5,7 @@ import json
 import os
 import random
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,16 +83,19 @@ def internal(data_dir: Path, name: str, port: int | None = None) -> int:
         return port
 
 
-def forget_taken(data_dir: Path) -> list[str]:
+def forget_taken(data_dir: Path, *, but: Collection[str] = ()) -> list[str]:
     """Forget each remembered port that somebody listens on, so that `internal` picks another.
 
     Only for who holds the data folder's lock and has started nothing yet: it cannot tell a stranger from our servers.
+
+    Args:
+        but: names of ports whose servers run on their own.
 
     Returns:
         Names of the ports forgotten.
     """
     with _changing(data_dir) as ports:
-        gone = [name for name, port in ports.items() if not is_free(port)]
+        gone = [name for name, port in ports.items() if name not in but and not is_free(port)]
         for name in gone:
             del ports[name]
         return gone

@@ -19,6 +19,7 @@ from ingest.clickhouse import connect
 from tests.servers import REPOSITORY, settings_of
 
 _UP_S = 120.0
+_SERVICES = ("edge", "ship", "worker", "plan", "control", "metrics")
 
 
 class Answer:
@@ -53,10 +54,12 @@ class Replay:
         self.answers: dict[str, Answer] = {}
         self.next: Answer | None = None
         self.requests: list[bytes] = []
+        self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def start(self, port: int) -> None:
+        self.port = port
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", port, limit=64 * 1024 * 1024)
 
     async def stop(self) -> None:
@@ -142,6 +145,18 @@ class House:
         finally:
             client.disconnect()
 
+    def files_with(self, text: str) -> list[Path]:
+        """Files of the house that hold it. What the servers delete meanwhile is passed over."""
+        found = []
+        for root, _, names in os.walk(self.folder):
+            for path in (Path(root, name) for name in names):
+                try:
+                    if path.is_file() and text.encode() in path.read_bytes():
+                        found.append(path)
+                except FileNotFoundError:
+                    continue
+        return found
+
     def pids(self) -> dict[str, list[int]]:
         """Each program's processes, children included."""
         import psutil
@@ -150,7 +165,7 @@ class House:
         supervisor = psutil.Process(self.process.pid).children()[0]
         for child in supervisor.children():
             words = child.cmdline()
-            name = next((w for w in reversed(words) if w in ("edge", "worker", "plan", "control", "metrics")), None)
+            name = next((w for w in reversed(words) if w in _SERVICES), None)
             name = name or ("valkey" if "valkey" in " ".join(words) else "clickhouse")
             found[name] = [child.pid, *(grandchild.pid for grandchild in child.children(recursive=True))]
         return found
@@ -178,18 +193,29 @@ class House:
         self.process.wait(60)
         return time.monotonic() - began
 
+    def stop_at_once(self) -> None:
+        """Ctrl-C twice: nothing may finish."""
+        self.process.send_signal(signal.SIGINT)
+        self.wait_for(lambda: "Stopping" in self.output, timeout_s=10, what="the stop")
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(60)
+
     @property
     def output(self) -> str:
         return (self.folder / "up.log").read_text()
 
 
 @contextmanager
-def up(folder: Path, provider_port: int, *, providers: list[str], **settings: str) -> Iterator[House]:
-    """`heliograph up` on free ports, its providers at `provider_port`; stopped at the end."""
+def up(folder: Path, provider_port: int, *, providers: list[str], kafka: str = "", **settings: str) -> Iterator[House]:
+    """`heliograph up` on free ports, its providers at `provider_port`; stopped at the end.
+
+    Args:
+        kafka: what `--kafka` is given; empty: no `--kafka`.
+    """
     ports: dict[str, int] = {}
     for name in ("EDGE_PORT", "CONTROL_PORT", "METRICS_PORT"):
         ports[name] = pick_free(but=ports.values())
-    prefixes = ("EDGE_", "HELIOGRAPH_", "PLANNER_", "WORKER_", "CONTROL_", "METRICS_", "PROMETHEUS_")
+    prefixes = ("EDGE_", "HELIOGRAPH_", "PLANNER_", "SHIPPER_", "WORKER_", "CONTROL_", "METRICS_", "PROMETHEUS_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
     environment |= {"HELIOGRAPH_DATA_DIR": str(folder / "data"), "TERM": "dumb", "COLUMNS": "160"}
     environment |= {name: str(port) for name, port in ports.items()}
@@ -201,9 +227,13 @@ def up(folder: Path, provider_port: int, *, providers: list[str], **settings: st
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "up.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli", "up"], env=environment, cwd=REPOSITORY, stdout=log, stderr=log,
+            [sys.executable, "-m", "cli", "up", *(["--kafka", kafka] if kafka else [])],
+            env=environment,
+            cwd=REPOSITORY,
+            stdout=log,
+            stderr=log,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     house = House(folder, ports, process)
     house.environment = environment
     try:

@@ -29,6 +29,11 @@ def test_it_answers_after_kill_9_with_its_address_and_its_cluster(broker: Runnin
     kafka.wait_ready(server, 5)
 
 
+def test_what_was_prepared_is_found_by_who_did_not_start_it(server: KafkaServer, tmp_path: Path) -> None:
+    assert kafka.find(server.data_dir) == server
+    assert kafka.find(tmp_path) is None
+
+
 def test_ready_means_this_very_broker_not_an_open_port(server: KafkaServer) -> None:
     with pytest.raises(NotReady, match="another Kafka answers"):
         kafka.wait_ready(replace(server, cluster_id="another"), 5)

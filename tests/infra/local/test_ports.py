@@ -82,6 +82,13 @@ def test_a_remembered_port_that_a_stranger_took_is_forgotten(tmp_path: Path) -> 
     assert ports.internal(tmp_path, "other") == other
 
 
+def test_a_port_whose_server_runs_on_its_own_is_not_forgotten(tmp_path: Path) -> None:
+    with listening() as port:
+        ports.internal(tmp_path, "kafka", port)
+        assert ports.forget_taken(tmp_path, but=["kafka"]) == []
+        assert ports.remembered(tmp_path) == {"kafka": port}
+
+
 def test_no_free_port_is_an_error_not_a_loop() -> None:
     with listening() as port, pytest.raises(CannotStart, match="no free port"):
         ports.pick_free(within=range(port, port + 1))
