@@ -33,6 +33,7 @@ from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 from ingest import metrics
 from ingest.kafka_client import admin, close, connection, told, unavailable_as_ours
 from ingest.log import LogError, LogGap, LogUnavailable, Plan, Record
+from ingest.moment import Moment
 from ingest.objects import Objects, large_bodies, without_bodies
 from ingest.spool_log import free
 from ingest.spool_plan import read_plan, spool_shipper, write_plan
@@ -157,7 +158,7 @@ class Shipper:
         """Steps 1 to 5 for these records, which end where the tail stands."""
         first, position = records[0].offset, self._tail.offset
         messages = await self._messages(records)
-        began = _Began()
+        began = Moment()
         try:
             async with unavailable_as_ours("shipping a transaction", self._kafka.call_timeout_s):
                 await producer.begin_transaction()
@@ -172,7 +173,7 @@ class Shipper:
         except LogUnavailable as error:
             cause = error.__cause__
             # The broker shuts a shipper out for being late as well, and then nobody else has the spool.
-            if isinstance(cause, ProducerFenced | InvalidProducerEpoch) and not began.longer_than(
+            if isinstance(cause, ProducerFenced | InvalidProducerEpoch) and not began.longer_ago_than(
                 self._kafka.transaction_timeout_s
             ):
                 raise Fenced(
@@ -354,16 +355,6 @@ def _refuse_planned(plan: Plan, folder: Path) -> None:
             f"the spool {folder} has batches that its own planner handed out and that are not stored yet: let "
             "'heliograph plan' finish them without HELIOGRAPH_KAFKA__BOOTSTRAP_SERVERS, then ship"
         )
-
-
-class _Began:
-    """A moment, on two clocks: one of them stands still while a machine sleeps, the other may be set."""
-
-    def __init__(self) -> None:
-        self._at = (time.monotonic(), time.time())
-
-    def longer_than(self, seconds: float) -> bool:
-        return max(time.monotonic() - self._at[0], time.time() - self._at[1]) >= seconds
 
 
 def _told_elsewhere(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

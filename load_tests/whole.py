@@ -200,14 +200,14 @@ class Whole:
 
     def hold_down(self, names: Sequence[str]) -> None:
         """kill -9, and no restart until `let_up`."""
-        for name in names:
-            self.kill(self.pids(name))
-            with suppress(Fault):  # it is between two starts
-                self._rpc.supervisor.stopProcess(name, False)
-        deadline = time.monotonic() + 10
-        while any(self._states()[name]["pid"] for name in names) and time.monotonic() < deadline:
-            for name in names:
+        deadline = time.monotonic() + 20
+        while held := [name for name in names if self._states()[name]["statename"] != "STOPPED"]:
+            if time.monotonic() > deadline:
+                raise ChildFailed(f"the process manager does not stop {', '.join(held)}")
+            for name in held:
                 self.kill(self.pids(name))
+                with suppress(Fault):  # it is between two starts
+                    self._rpc.supervisor.stopProcess(name, False)
             time.sleep(POLL_S)
 
     def let_up(self, names: Sequence[str]) -> None:

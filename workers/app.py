@@ -71,7 +71,7 @@ def create_app(shared: SharedSettings, settings: WorkerSettings, open_log: Calla
     prices = price_book(settings)
     app = Celery("heliograph", broker=broker_url(shared), set_as_current=False)
     app.conf.update(_conf(settings))
-    process = _Process(shared, prices, open_log)
+    process = _Process(shared, prices, open_log, time_limit_s=settings.time_limit_s)
 
     @app.task(name=ENRICH_TASK)  # type: ignore[untyped-decorator]
     def enrich_batch(topic: str, partition: int, first: int, last: int) -> None:
@@ -149,6 +149,7 @@ def _conf(settings: WorkerSettings) -> dict[str, object]:
         "worker_proc_alive_timeout": _PROCESS_START_S,
         "broker_transport_options": {
             "visibility_timeout": settings.visibility_timeout_s,
+            "unacked_restore_throttle": 1,  # looked at every 10 s; the client's own 10 makes that 100
             # Names of our own, so that another Celery on the same Redis is not disturbed.
             "unacked_key": "heliograph:unacked",
             "unacked_index_key": "heliograph:unacked_index",
@@ -177,10 +178,13 @@ def _conf(settings: WorkerSettings) -> dict[str, object]:
 class _Process:
     """What one worker process holds. Made before the fork, empty until after it."""
 
-    def __init__(self, shared: SharedSettings, prices: PriceBook, open_log: Callable[[], Opened]) -> None:
+    def __init__(
+        self, shared: SharedSettings, prices: PriceBook, open_log: Callable[[], Opened], *, time_limit_s: float
+    ) -> None:
         self._shared = shared
         self._prices = prices
         self._open_log = open_log
+        self._time_limit_s = time_limit_s
         self._services: Services | None = None
 
     def start(self, **_: object) -> None:
@@ -229,7 +233,7 @@ class _Process:
         if self._services is None:
             opened = self._open_log()
             self._services = Services(
-                store=Store(self._shared.clickhouse),
+                store=Store(self._shared.clickhouse, look_holds_s=self._time_limit_s),
                 reader=opened.reader,
                 prices=self._prices,
                 keep_days=self._shared.retention.requests_days,

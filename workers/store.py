@@ -8,6 +8,7 @@ once it aggregated in two levels; squashing alone, or single-level alone, still 
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -15,7 +16,8 @@ from uuid import UUID
 
 import msgspec
 
-from ingest.clickhouse import connect, store_errors
+from ingest.clickhouse import StoreUnavailable, connect, store_errors
+from ingest.moment import Moment
 from schemas.batch import Batch, Confirmation
 from schemas.settings import ClickHouseSettings
 from workers import metrics
@@ -158,8 +160,14 @@ _IDENTITIES_MAX = 1000
 class Store:
     """Writes over one connection, opened at its first use. Not for sharing between threads."""
 
-    def __init__(self, settings: ClickHouseSettings) -> None:
+    def __init__(self, settings: ClickHouseSettings, *, look_holds_s: float = math.inf) -> None:
+        """
+        Args:
+            look_holds_s: how long after `standing` anything may be inserted.
+        """
         self._client = connect(settings, **_INSERT_SETTINGS)
+        self._look_holds_s = look_holds_s
+        self._looked: Moment | None = None
 
     def standing(self, batch: Batch) -> Standing:
         """Whether a batch is done, and which of its events are dead letters already.
@@ -168,6 +176,7 @@ class Store:
             StoreUnavailable, StoreRefused: nothing is known.
         """
         asked = {"topic": batch.topic, "partition": batch.partition, "first": batch.first, "last": batch.last}
+        self._looked = Moment()
         with store_errors():
             found = self._client.execute(_STANDING, asked)
         done = next((row for row in found if row[0]), None)
@@ -268,6 +277,10 @@ class Store:
         """
         if not rows:
             return
+        if self._looked is not None and self._looked.longer_ago_than(self._look_holds_s):
+            # No time limit ends who was suspended with its whole machine. Others have the batch by now, and may have
+            # stored so many more that its tokens are forgotten.
+            raise StoreUnavailable(f"more than {self._look_holds_s:g} s went by since the ledger was looked at")
         # Columns, not rows: 160,000 rows/s against 86,000. Lists, since the driver changes its columns in place.
         columns = [list(column) for column in zip(*rows, strict=True)]
         started = time.perf_counter()

@@ -1,7 +1,8 @@
 import math
 import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded  # type: ignore[import-untyped]
 
-from ingest.clickhouse import StoreRefused, StoreUnavailable
+from ingest.clickhouse import StoreRefused, StoreUnavailable, connect
 from ingest.log import LogGap, LogUnavailable, Record
 from ingest.migrations import migrate
 from pricing import settle as settle_module
@@ -113,27 +114,75 @@ class BarrierStore(Store):
         return super().insert(work)
 
 
-def test_the_ledger_stops_a_batch_whose_token_is_forgotten(prices: PriceBook, tmp_path: Path) -> None:
-    """The window of tokens is counted in inserts: here two, so the first batch's is long gone."""
-    with running_clickhouse(tmp_path) as settings:
+@pytest.fixture(scope="module")
+def forgetful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseSettings]:
+    """A store whose windows of tokens, which are counted in inserts, hold two."""
+    with running_clickhouse(tmp_path_factory.mktemp("forgetful")) as settings:
         migrate(settings, RetentionSettings())
-        case = Case(settings, prices)
-        for (table,) in case.query("SELECT name FROM system.tables WHERE database = currentDatabase() AND " + _KEEPS):
-            case.query(f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 2")
-        batches = [case.batch([case.event() for _ in range(10)]) for _ in range(6)]
+        client = connect(settings)
+        for (table,) in client.execute(
+            "SELECT name FROM system.tables WHERE database = currentDatabase() AND " + _KEEPS
+        ):
+            client.execute(f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 2")
+        client.disconnect()
+        yield settings
+
+
+@pytest.fixture
+def forgetful_case(forgetful: ClickHouseSettings, prices: PriceBook) -> Iterator[Case]:
+    case = Case(forgetful, prices)
+    yield case
+    case.close()
+
+
+def test_the_ledger_stops_a_batch_whose_token_is_forgotten(forgetful_case: Case) -> None:
+    case = forgetful_case
+    batches = [case.batch([case.event() for _ in range(10)]) for _ in range(6)]
+    services = case.services()
+    for batch in batches:
+        enrich(batch, services)
+
+    for batch in batches:
+        enrich(batch, services)
+
+    assert case.counts() == once(60, ledger=6)
+    # Without the ledger it would have been counted twice, which shows that the window had moved on.
+    case.query("TRUNCATE TABLE batches")
+    enrich(batches[0], services)
+    assert case.counts()["requests"] == 70
+
+
+class SuspendedStore(Store):
+    """Sleeps before one insert, and much goes on meanwhile."""
+
+    def __init__(self, settings: ClickHouseSettings, *, at: str, meanwhile: Callable[[], None]) -> None:
+        super().__init__(settings, look_holds_s=1)
+        self._at = at
+        self._meanwhile = meanwhile
+
+    def insert_block(self, table: Table, rows: Sequence[Row], token: str) -> None:
+        if table.name == self._at:
+            self._meanwhile()
+        super().insert_block(table, rows, token)
+
+
+@pytest.mark.parametrize("table", [t.name for t in (DEAD_LETTERS, BODIES, ATTEMPTS, REQUESTS, LEDGER)])
+def test_a_worker_that_slept_until_its_tokens_were_forgotten_inserts_nothing_more(
+    forgetful_case: Case, table: str
+) -> None:
+    case = forgetful_case
+    batches = [case.batch([*[case.event() for _ in range(10)], b"no event"]) for _ in range(6)]
+
+    def meanwhile() -> None:
         services = case.services()
         for batch in batches:
             enrich(batch, services)
+        time.sleep(1)
 
-        for batch in batches:
-            enrich(batch, services)
+    with pytest.raises(StoreUnavailable, match="since the ledger was looked at"):
+        enrich(batches[0], case.services(SuspendedStore(case.settings, at=table, meanwhile=meanwhile)))
 
-        assert case.counts() == once(60, ledger=6)
-        # Without the ledger it would have been counted twice, which shows that the window had moved on.
-        case.query("TRUNCATE TABLE batches")
-        enrich(batches[0], services)
-        assert case.counts()["requests"] == 70
-        case.close()
+    assert case.counts() == once(60, dead=6, ledger=6)
 
 
 _KEEPS = "engine IN ('MergeTree', 'AggregatingMergeTree') AND name != 'migrations'"

@@ -44,7 +44,7 @@ def test_a_repeated_batch_is_counted_as_such(case: Case) -> None:
 
 def test_a_store_that_is_away_is_told_in_one_line_and_counted(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     away = SharedSettings(clickhouse=case.settings.model_copy(update={"port": 25099}))
-    process = _Process(away, case.prices, lambda: Opened(case.reader))
+    process = _Process(away, case.prices, lambda: Opened(case.reader), time_limit_s=60)
     before = value("heliograph_worker_batches_total", outcome="unavailable")
 
     with pytest.raises(BatchFailed, match="unavailable"):
