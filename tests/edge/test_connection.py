@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import httpx
+import psutil
 import pytest
 
 from tests.edge.conftest import Edge, Provider, http
@@ -178,3 +179,20 @@ async def test_an_answer_that_has_no_body_is_not_given_one(edge: Edge, provider:
     assert b"transfer-encoding" not in first.lower()
     assert second.startswith(b"HTTP/1.1 200 OK\r\n")
     edge.event()
+
+
+async def test_several_processes_share_the_port_and_end_with_the_first(
+    edge_with: Callable[..., Edge], provider: Provider
+) -> None:
+    # One that lived on would hold port and spool beside its successor, and nobody would know.
+    provider.answers(http(ANSWER), keep=True)
+    edge = edge_with(EDGE_WORKERS="2")
+    others = psutil.Process(edge.pid).children(recursive=True)
+    for _ in range(20):
+        assert (await raw(edge, CALL, timeout_s=0.05)).startswith(b"HTTP/1.1 200 OK")
+    assert len(edge.events(20)) == 20
+    assert len([*edge.folder.glob("spool/edge-*/id")]) == 2
+
+    os.kill(edge.pid, signal.SIGKILL)
+
+    assert psutil.wait_procs(others, timeout=15)[1] == []
