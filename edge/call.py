@@ -31,7 +31,8 @@ class Call:
     first_byte: float | None = None
     upstream_s = 0.0
     """Time spent waiting for the provider: what is left of the whole is the edge's own."""
-    _waiting_since: float | None = None
+    waiting_since: float | None = None
+    """When the provider was last begun to be waited for; None: it is not waited for."""
 
     def __init__(self, method: str, path: str) -> None:
         self.started = self.at = time.perf_counter()
@@ -46,13 +47,13 @@ class Call:
 
     def waits(self) -> float:
         """The provider is waited for from now on; gives now."""
-        self._waiting_since = self.at = time.perf_counter()
+        self.waiting_since = self.at = time.perf_counter()
         return self.at
 
     def goes_on(self) -> float:
         """The waiting, if any, is over; gives now."""
         self.at = time.perf_counter()
-        if self._waiting_since is not None:
-            self.upstream_s += self.at - self._waiting_since
-            self._waiting_since = None
+        if self.waiting_since is not None:
+            self.upstream_s += self.at - self.waiting_since
+            self.waiting_since = None
         return self.at

@@ -163,8 +163,12 @@ class Client:
 
     def write(self, piece: bytes) -> bool:
         """A further piece. False: the client does not read as fast, wait for `room`."""
-        self._wire.write(self._framed(piece))
-        return self._wire.is_writable
+        wire = self._wire
+        if self._is_chunked:
+            wire.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        elif not self._bodyless:
+            wire.write(piece)
+        return wire.is_writable
 
     async def room(self, timeout_s: float) -> None:
         """Wait until the client has read."""

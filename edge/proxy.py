@@ -5,6 +5,7 @@ Never waits on Kafka, ClickHouse or control.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -216,16 +217,19 @@ class Proxy:
             return
         client.begin(status, headers, piece, framed=framed)
         send_timeout_s = self._settings.bounds.send_timeout_s
+        read, feed, write, clock = answer.read, capture.feed, client.write, time.perf_counter
         while True:
-            call.waits()
-            piece = await answer.read()
-            arrived = call.goes_on()
+            call.waiting_since = waited_from = clock()
+            piece = await read()
+            call.at = arrived = clock()
+            call.upstream_s += arrived - waited_from
+            call.waiting_since = None
             if not piece:
                 break
             if streamed and call.first_byte is None:
                 call.first_byte = arrived
-            capture.feed(piece)
-            if not client.write(piece):
+            feed(piece)
+            if not write(piece):
                 await client.room(send_timeout_s)
         client.end()
 

@@ -169,10 +169,13 @@ class Connection(asyncio.Protocol):
         "_extra",
         "_fd",
         "_first_byte_s",
+        "_head_bytes",
         "_head_left",
         "_headers",
+        "_idle_s",
         "_is_head",
         "_keep",
+        "_now",
         "_owner",
         "_parser",
         "_phase",
@@ -196,6 +199,9 @@ class Connection(asyncio.Protocol):
     def __init__(self, owner: Owner, host: Host) -> None:
         self.host = host
         self.loop = asyncio.get_running_loop()
+        self._now = self.loop.time
+        self._idle_s = owner.limits.idle_s
+        self._head_bytes = owner.limits.head_bytes
         self.busy = False
         self.is_closed = False
         self.deadline = NEVER
@@ -275,7 +281,11 @@ class Connection(asyncio.Protocol):
 
     def expect_more(self) -> None:
         """A reader waits: silence counts from now. While nobody waits, a slow client is no fault of the upstream."""
-        self._expect("idle", self.loop.time() + self._owner.limits.idle_s)
+        self._phase = "idle"
+        deadline = self._now() + self._idle_s
+        self.deadline = deadline if deadline < self._ends else self._ends
+        if self.deadline < self._owner.sweep_at:
+            self._owner.watch(self.deadline)
 
     def resume(self) -> None:
         assert self._transport is not None
@@ -375,7 +385,7 @@ class Connection(asyncio.Protocol):
         if self._ended:
             self._complete(answer)
         elif self._pieces:
-            self._head_left = self._owner.limits.head_bytes
+            self._head_left = self._head_bytes
             answer.take(self._pieces)
             if answer.buffered > self._owner.limits.buffer_bytes and not self.paused:
                 assert self._transport is not None
