@@ -86,7 +86,8 @@ def _on_spool(options: argparse.Namespace) -> list[Figure]:
 def _on_kafka(options: argparse.Namespace) -> list[Figure]:
     _say(f"freshness on Kafka: {options.rate:g} calls/s for {options.seconds:g} s")
     with TemporaryDirectory(prefix="heliograph-load-") as folder, running_kafka(Path(folder) / "kafka") as broker:
-        fresh = freshness(options, **kafka_environment(broker.settings))
+        # One partition for one broker, as `up --kafka` makes it: each has batches of its own, and a batch its price.
+        fresh = freshness(options, **kafka_environment(broker.settings.model_copy(update={"partitions": 1})))
     _say("shipping: one shipper")
     shipped = measure_shipping(events=options.events)
     _say("enrichment from Kafka, publishing: one worker process")
