@@ -203,7 +203,7 @@ class Planner:
             return
         now = time.monotonic()
         lane.waiting_since = seen_at = lane.waiting_since or now
-        lingered = (now - seen_at) * 1000 >= self._settings.linger_ms
+        lingered = (now - seen_at) * 1000 >= self._linger_ms()
         if lane.plan.paused or not (lingered or end - start >= self._settings.batch_events):
             return
         cuts: list[int] = []
@@ -224,6 +224,13 @@ class Planner:
             lane.outstanding[batch.first] = _Outstanding(batch, 0.0, 0, seen_at)
             metrics.batches_planned.inc()
             metrics.events_planned.inc(batch.next_offset - batch.first)
+
+    def _linger_ms(self) -> float:
+        """The longer the more batches are at the workers: one that costs them much however small it is must not make a
+        queue of small ones. A full batch never waits."""
+        at_workers = sum(len(lane.outstanding) for lane in self._lanes.values())
+        usual = self._settings.linger_ms
+        return max(usual, min(usual * at_workers, self._settings.linger_busy_ms))
 
     async def _hand_out_due(self, lane: _Lane) -> None:
         """Step 4."""

@@ -321,6 +321,12 @@ class PlannerSettings(BaseSettings):
     linger_ms: float = Field(
         250, gt=0, le=60_000, description="longest time an event waits for its batch to be cut, ms"
     )
+    linger_busy_ms: float = Field(
+        2000,
+        gt=0,
+        le=60_000,
+        description="the same when the workers are behind: linger_ms times the batches they have, up to this, ms",
+    )
     poll_ms: float = Field(50, gt=0, le=10_000, description="how often the log and the ledger are looked at, ms")
     batch_events: int = Field(2000, ge=1, le=100_000, description="most events of a batch")
     batch_bytes: int = Field(32 * MIB, ge=MIB, description="most bytes of a batch, where the log can tell them")

@@ -255,6 +255,39 @@ async def test_an_event_waits_for_company_no_longer_than_the_linger(
     assert ranges(workers.handed) == [(0, 2)]
 
 
+async def test_the_linger_grows_with_the_batches_at_the_workers(
+    log: MemoryLog, ledger: MemoryLedger, workers: Workers
+) -> None:
+    patient = AT_ONCE.model_copy(update={"linger_ms": 50.0, "overdue_s": 60.0})
+    one = planner(log, ledger, workers, patient)
+    log.last = 30
+    await one.turn()
+    assert len(workers.handed) == 3
+    log.last = 33
+    await one.turn()
+    await asyncio.sleep(0.07)
+    await one.turn()
+    assert len(workers.handed) == 3
+    await asyncio.sleep(0.1)
+    await one.turn()
+    assert ranges(workers.handed[3:]) == [(30, 32)]
+
+
+async def test_the_linger_grows_to_a_bound_and_never_for_a_full_batch(
+    log: MemoryLog, ledger: MemoryLedger, workers: Workers
+) -> None:
+    bounded = AT_ONCE.model_copy(update={"linger_ms": 50.0, "linger_busy_ms": 60.0, "overdue_s": 60.0})
+    one = planner(log, ledger, workers, bounded)
+    log.last = 100
+    await one.turn()
+    log.last = 113
+    await one.turn()
+    assert ranges(workers.handed[10:]) == [(100, 109)]
+    await asyncio.sleep(0.07)
+    await one.turn()
+    assert ranges(workers.handed[11:]) == [(110, 112)]
+
+
 async def test_a_full_batch_does_not_wait_and_the_rest_does(
     log: MemoryLog, ledger: MemoryLedger, workers: Workers
 ) -> None:
