@@ -44,7 +44,7 @@ class Query:
         return f"{column} >= fromUnixTimestamp64Milli({start}, 'UTC') AND {column} < fromUnixTimestamp64Milli({end}, 'UTC')"
 
     def bind(self, kind: str, value: object) -> str:
-        """A placeholder for a value of this ClickHouse type."""
+        """Keep a value of this ClickHouse type with the query; gives what stands for it in the SQL."""
         if isinstance(value, str):
             text(value, "value")
         if isinstance(value, UUID):

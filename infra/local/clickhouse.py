@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import sys
-import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from infra.local import child, clickhouse_config, ports, secrets
 from infra.local.clickhouse_config import Limits
 from infra.local.errors import CannotStart, LocalError, NotReady
 from infra.local.lock import hold
+from infra.local.waiting import until_ready
 
 _POLL_S = 0.02
 _PREDECESSOR_S = 10.0  # how long a server that was just killed may take to be gone
@@ -137,13 +137,9 @@ def wait_ready(server: ClickHouseServer, timeout_s: float, *, alive: Callable[[]
     Raises:
         NotReady: it has ended, another server answers there, or time is over.
     """
-    deadline = time.monotonic() + timeout_s
-    while (problem := _problem(server)) is not None:
-        if not alive():
-            raise NotReady(f"ClickHouse has ended while starting; see {_log(server)}")
-        if time.monotonic() >= deadline:
-            raise NotReady(f"ClickHouse did not answer within {timeout_s:g} s ({problem}); see {_log(server)}")
-        time.sleep(_POLL_S)
+    until_ready(
+        "ClickHouse", lambda: _problem(server), timeout_s=timeout_s, alive=alive, log=_log(server), poll_s=_POLL_S
+    )
 
 
 def _problem(server: ClickHouseServer) -> str | None:

@@ -8,15 +8,12 @@ this is no broker for a machine shared with people one does not trust.
 """
 
 import argparse
-import asyncio
 import base64
 import logging
 import os
 import socket
 import subprocess
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +23,7 @@ from typing import Any
 from infra.local import child, kafka_jars, ports, secrets
 from infra.local.errors import CannotStart, LocalError, NotReady
 from infra.local.lock import hold
+from infra.local.waiting import ask, until_ready
 
 USER = "heliograph"
 MEMORY_MIB = 384
@@ -175,13 +173,7 @@ def wait_ready(server: KafkaServer, timeout_s: float, *, alive: Callable[[], boo
     Raises:
         NotReady: it has ended, another server answers there, or time is over.
     """
-    deadline = time.monotonic() + timeout_s
-    while (problem := _problem(server)) is not None:
-        if not alive():
-            raise NotReady(f"Kafka has ended while starting; see {_log(server)}")
-        if time.monotonic() >= deadline:
-            raise NotReady(f"Kafka did not answer within {timeout_s:g} s ({problem}); see {_log(server)}")
-        time.sleep(_POLL_S)
+    until_ready("Kafka", lambda: _problem(server), timeout_s=timeout_s, alive=alive, log=_log(server), poll_s=_POLL_S)
 
 
 def _problem(server: KafkaServer) -> str | None:
@@ -190,23 +182,12 @@ def _problem(server: KafkaServer) -> str | None:
         socket.create_connection((server.host, server.port), timeout=_ANSWER_S).close()
     except OSError as error:
         return type(error).__name__
-    answers: list[dict[str, Any] | Exception] = []
-
-    def ask() -> None:
-        try:
-            answers.append(asyncio.run(asyncio.wait_for(_describe(server), _ANSWER_S)))
-        except Exception as error:  # whatever it is, the broker is not ready
-            answers.append(error)
-
-    # A thread, since the caller's may run a loop of its own.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join()
-    (answer,) = answers
-    if isinstance(answer, Exception):
-        if "SaslAuthentication" in type(answer).__name__:
-            raise NotReady(f"another Kafka answers at {server.host}:{server.port}") from answer
-        return f"{type(answer).__name__}"
+    try:
+        answer = ask(_describe(server), within_s=_ANSWER_S)
+    except Exception as error:  # whatever it is, the broker is not ready
+        if "SaslAuthentication" in type(error).__name__:
+            raise NotReady(f"another Kafka answers at {server.host}:{server.port}") from error
+        return type(error).__name__
     if answer["cluster_id"] != server.cluster_id:
         raise NotReady(f"another Kafka answers at {server.host}:{server.port}")
     return None if answer["brokers"] else "no broker is registered yet"

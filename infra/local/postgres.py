@@ -8,14 +8,11 @@ folder.
 """
 
 import argparse
-import asyncio
 import os
 import pwd
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +20,7 @@ from pathlib import Path
 from infra.local import child, ports, secrets
 from infra.local.errors import CannotStart, LocalError, NotReady
 from infra.local.lock import hold
+from infra.local.waiting import ask, until_ready
 
 USER = "heliograph"
 
@@ -103,33 +101,19 @@ def wait_ready(server: PostgresServer, timeout_s: float, *, alive: Callable[[], 
     Raises:
         NotReady: it has ended, another server answers there, or time is over.
     """
-    deadline = time.monotonic() + timeout_s
-    while (problem := _problem(server)) is not None:
-        if not alive():
-            raise NotReady(f"PostgreSQL has ended while starting; see {_log(server)}")
-        if time.monotonic() >= deadline:
-            raise NotReady(f"PostgreSQL did not answer within {timeout_s:g} s ({problem}); see {_log(server)}")
-        time.sleep(_POLL_S)
+    until_ready(
+        "PostgreSQL", lambda: _problem(server), timeout_s=timeout_s, alive=alive, log=_log(server), poll_s=_POLL_S
+    )
 
 
 def _problem(server: PostgresServer) -> str | None:
-    answers: list[Exception | None] = []
-
-    def ask() -> None:
-        try:
-            asyncio.run(asyncio.wait_for(_sign_in(server), _ANSWER_S))
-            answers.append(None)
-        except Exception as error:  # whatever it is, the server is not ready
-            answers.append(error)
-
-    # A thread, since the caller's may run a loop of its own.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join()
-    (answer,) = answers
-    if type(answer).__name__ in ("InvalidPasswordError", "InvalidAuthorizationSpecificationError"):
-        raise NotReady(f"another PostgreSQL answers at {server.host}:{server.port}") from answer
-    return None if answer is None else type(answer).__name__
+    try:
+        ask(_sign_in(server), within_s=_ANSWER_S)
+    except Exception as error:  # whatever it is, the server is not ready
+        if type(error).__name__ in ("InvalidPasswordError", "InvalidAuthorizationSpecificationError"):
+            raise NotReady(f"another PostgreSQL answers at {server.host}:{server.port}") from error
+        return type(error).__name__
+    return None
 
 
 async def _sign_in(server: PostgresServer) -> None:

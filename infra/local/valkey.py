@@ -8,7 +8,6 @@ import argparse
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from infra.local import child, ports, secrets
 from infra.local.errors import CannotStart, LocalError, NotReady
 from infra.local.lock import hold
+from infra.local.waiting import until_ready
 
 MEMORY_MIB = 256
 
@@ -115,13 +115,7 @@ def wait_ready(server: ValkeyServer, timeout_s: float, *, alive: Callable[[], bo
     Raises:
         NotReady: it has ended, another server answers there, or time is over.
     """
-    deadline = time.monotonic() + timeout_s
-    while (problem := _problem(server)) is not None:
-        if not alive():
-            raise NotReady(f"Valkey has ended while starting; see {_log(server)}")
-        if time.monotonic() >= deadline:
-            raise NotReady(f"Valkey did not answer within {timeout_s:g} s ({problem}); see {_log(server)}")
-        time.sleep(_POLL_S)
+    until_ready("Valkey", lambda: _problem(server), timeout_s=timeout_s, alive=alive, log=_log(server), poll_s=_POLL_S)
 
 
 def _problem(server: ValkeyServer) -> str | None:
