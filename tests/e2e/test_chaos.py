@@ -1,8 +1,12 @@
-"""kill -9 of each process under load: what was answered is stored, once. `make chaos` is the long version."""
+"""kill -9 of each process under load: what was answered is stored, once. `make chaos` and
+`make random-kills` are the long versions."""
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -12,6 +16,7 @@ import pytest
 from infra.local.ports import pick_free
 from load_tests import counts
 from tests.e2e.house import Answer, House, Replay, up
+from tests.servers import REPOSITORY, require_kafka
 
 RATE = 50
 LINGER_MS = 10
@@ -138,3 +143,15 @@ def test_a_killed_edge_is_started_again_and_up_says_how_it_ended(chaos: House) -
 
     chaos.wait_for(lambda: _is_ready(chaos) and chaos.pids()["edge"][0] != main, timeout_s=20, what="another edge")
     assert "edge ended (terminated by SIGKILL)" in chaos.output
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_kills_at_random_moments_with_kafka_lose_nothing_and_store_nothing_twice() -> None:
+    require_kafka()
+    asked = ["--kafka", "--seeds", "1", "--rate", "100", "--seconds", "30"]
+    command = [sys.executable, "-m", "load_tests.random_kills", *asked]
+
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " ok" in done.stdout
