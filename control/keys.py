@@ -216,7 +216,7 @@ class Keys:
                 id=info.id,
                 name=info.name,
                 project_id=info.project_id,
-                permissions=info.permissions,
+                permissions=[*info.permissions],
                 expires_ms=info.expires_ms,
                 revoked=info.revoked_ms is not None,
             )

@@ -116,7 +116,15 @@ class Edge:
 
 
 async def _last_calls(connections: set[ClientConnection]) -> None:
-    """Those the stop has cut off end too, and are put on record."""
+    """Those the stop has cut off end too, and are put on record: first who waited for a provider, then who waits for a
+    client."""
+    await _ends_of(connections)
+    for connection in connections:
+        connection.end_call()
+    await _ends_of(connections)
+
+
+async def _ends_of(connections: set[ClientConnection]) -> None:
     tasks = [connection.task for connection in connections if connection.serves and connection.task is not None]
     if tasks:
         await asyncio.wait(tasks, timeout=_LAST_CALLS_S)

@@ -24,6 +24,8 @@ class Call:
     request: Capture | None = None
     response: Capture | None = None
     answer_type = ""
+    takes_words = False
+    """The answer is a stream of events that an event of ours can still be added to."""
     status: int | None = None
     outcome: Outcome = "success"
     error_code: str | None = None

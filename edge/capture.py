@@ -67,6 +67,11 @@ class Capture:
         if len(self._tail) > 2 * self._settings.tail_bytes:
             del self._tail[: -self._settings.tail_bytes or None]
 
+    def ends_with(self, text: bytes) -> bool:
+        """Whether the last piece that was kept does."""
+        last = self._tail or (self._head[-1] if self._head else b"")
+        return last.endswith(text)
+
     def body(self, left_out: str | None = None) -> Body:
         """What is kept. `left_out` says why nothing shall be."""
         reason = left_out or self.left_out

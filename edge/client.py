@@ -42,8 +42,8 @@ class Wire(Protocol):
     def allow(self, seconds: float | None) -> None:
         """The client's next step may take this long; None: nothing is expected of it."""
 
-    def cut(self) -> None:
-        """Close at once: what is under way ends visibly unfinished."""
+    def cut(self, *, visibly: bool) -> None:
+        """Close. `visibly`: with a reset, where nothing else tells the client that its answer is unfinished."""
 
 
 class Client:
@@ -61,6 +61,8 @@ class Client:
     answered = False
     """And it has ended."""
     gone = False
+    stopped = False
+    """The server could not wait for the call's end."""
     broken: EdgeError | None = None
     """The request's body is not valid HTTP."""
     timed_out: str | None = None
@@ -70,6 +72,7 @@ class Client:
     _arrival: asyncio.Future[None] | None = None
     _room: asyncio.Future[None] | None = None
     _is_chunked = False
+    _ends_by_close = False
     _bodyless = False
 
     def __init__(self, wire: Wire, method: bytes = b"", target: bytes = b"", headers: Sequence[Header] = ()) -> None:
@@ -123,7 +126,7 @@ class Client:
 
     async def drained(self) -> bool:
         """Take what the client still sends, so that it hears the answer and not a reset. Bounded in bytes and time."""
-        if self.timed_out or self.gone or self.broken or self._expects_continue():
+        if self.timed_out or self.gone or self.stopped or self.broken or self._expects_continue():
             return self.read_whole
         left = _DRAIN_BYTES
         try:
@@ -153,7 +156,7 @@ class Client:
         self._bodyless = not self._may_have_body(status)
         if not framed and not self._bodyless:
             if self.is_old:
-                self.keep = False
+                self.keep, self._ends_by_close = False, True
             else:
                 self._is_chunked = True
                 headers.append((b"transfer-encoding", b"chunked"))
@@ -172,6 +175,8 @@ class Client:
 
     async def room(self, timeout_s: float) -> None:
         """Wait until the client has read."""
+        if self._wire.is_writable:
+            return
         self._room = self._wire.loop.create_future()
         self._wire.allow(timeout_s)
         try:
@@ -188,13 +193,13 @@ class Client:
 
     def cut(self) -> None:
         """Break the answer off, so that nobody takes it for a whole one."""
-        self._wire.cut()
+        self._wire.cut(visibly=self._ends_by_close)
 
     # How it ends.
 
     def ended_it(self) -> bool:
-        """Whether the call was cancelled for this client's sake; then the cancelling is over."""
-        if not (self.gone or self.timed_out):
+        """Whether the call was cancelled by `left`, `dawdled` or `stop`; then the cancelling is over."""
+        if not (self.gone or self.timed_out or self.stopped):
             return False
         if self._wire.task is not None:
             self._wire.task.uncancel()
@@ -226,6 +231,11 @@ class Client:
             self.gone = True
             if self._wire.task is not None:
                 self._wire.task.cancel()
+
+    def stop(self) -> None:
+        self.stopped = True
+        if self._wire.task is not None:
+            self._wire.task.cancel()
 
     def dawdled(self) -> None:
         self.timed_out = "read" if self._room is not None else "body"

@@ -7,6 +7,7 @@ rest.
 """
 
 import asyncio
+import select
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
@@ -22,7 +23,10 @@ from schemas.settings import BoundSettings
 _HEADS = 2
 """A head may be this many times as large as the settings say before the connection is closed unread: up to there the
 refusal knows its caller and has a row."""
-_PIPELINED_MAX = 8
+_PIPELINED_AHEAD = 8
+"""No more is read of a client that has sent this many calls ahead."""
+_PIPELINED_MAX = 64
+"""One read may hold more than that. With more than this the connection ends when the call under way does."""
 _WRITE_BUFFER_BYTES = 256 * 1024
 
 Own = Callable[[], tuple[int, bytes]]
@@ -39,10 +43,15 @@ class Front(NamedTuple):
     connections: "set[ClientConnection]"
 
 
+class _Unwanted(Exception):
+    """Raised inside the parser's callback: a call that is not taken any more."""
+
+
 class ClientConnection(asyncio.Protocol):
     """Implements `client.Wire`, and what uvicorn asks of a protocol."""
 
     __slots__ = (
+        "_beside",
         "_client",
         "_connections",
         "_front",
@@ -85,6 +94,7 @@ class ClientConnection(asyncio.Protocol):
         self._waiting: deque[Client] = deque()  # those that came behind it before it was answered
         self._reading: Client | None = None  # whose request has not all arrived
         self._head_bytes = 0
+        self._beside = 0  # bytes since the last piece of a body that were none of it: trailers, chunk extensions
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
@@ -126,7 +136,7 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         parser = self._parser
-        if parser is None or self._stops:
+        if parser is None:
             return
         if self._client is None and self._head_bytes == 0:
             self.allow(self._front.bounds.head_timeout_s)
@@ -134,16 +144,29 @@ class ClientConnection(asyncio.Protocol):
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._stops = True  # the request stands as it is; what would follow is another protocol
+            self._end_reading()  # the request stands as it is; what would follow is another protocol
         except httptools.HttpParserError as error:
-            self._stops = True
-            self._malformed(error)
+            self._end_reading()
+            if isinstance(error.__context__, _Unwanted):
+                if self._client is None:
+                    self._next()
+            else:
+                self._malformed(errors.BadFraming(f"The request is not valid HTTP/1.1: {error}."))
             return
         reading = self._reading
         if reading is not None:
             if self._pieces:
+                self._beside = 0
                 reading.take(self._pieces)
                 reading.arrived()
+            else:
+                self._beside += len(data)
+                if self._beside > self._front.bounds.header_bytes:
+                    self._end_reading()
+                    self._malformed(
+                        errors.HeadersTooLarge(f"The request's trailers have more than {self._beside} bytes.")
+                    )
+                    return
         elif self._head_bytes > _HEADS * (self._front.bounds.header_bytes + self._front.bounds.path_bytes):
             self._refuse(errors.HeadersTooLarge(f"The request's head has more than {self._head_bytes} bytes."))
             return
@@ -160,14 +183,26 @@ class ClientConnection(asyncio.Protocol):
         self.is_writable = True
         if self._client is not None:
             self._client.writable()
+        else:
+            self._wake()
 
     def shutdown(self) -> None:
         """The server stops: a call under way may end, nothing else begins."""
         self._stops = True
         if self._client is not None:
             self._client.keep = False
-        elif self._transport is not None:
+        elif self._transport is not None and not self._waiting:
             self._transport.close()
+
+    def end_call(self) -> None:
+        """The server has waited long enough for the call under way: it ends here, and is put on record."""
+        if self._client is not None:
+            self._client.stop()
+
+    def look(self) -> None:
+        """While nothing is read of a client, the event loop does not see it leave."""
+        if self.paused and self._transport is not None and _has_left(self._transport.get_extra_info("socket").fileno()):
+            self._transport.abort()
 
     def late(self) -> None:
         self.deadline = NEVER
@@ -175,6 +210,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
         elif self._client is not None:
             self._client.dawdled()
+        elif not self.is_writable and self._transport is not None:
+            self._transport.abort()
         elif self._head_bytes:
             self._refuse(errors.HeadTimeout("The request's head took too long to arrive."))
         else:
@@ -182,14 +219,20 @@ class ClientConnection(asyncio.Protocol):
 
     # What the parser tells us, besides on_header and on_body.
 
+    def on_message_begin(self) -> None:
+        self._head_bytes = self._head_bytes or 1
+
     def on_url(self, url: bytes) -> None:
         self._target += url
 
     def on_headers_complete(self) -> None:
         parser = self._parser
         assert parser is not None
+        if self._stops or len(self._waiting) >= _PIPELINED_MAX:
+            self._stops = True
+            raise _Unwanted
         self._reading = client = Client(self, parser.get_method(), self._target, self._headers.copy())
-        client.keep = parser.should_keep_alive() and not self._stops
+        client.keep = parser.should_keep_alive() and not parser.should_upgrade()
         if parser.get_http_version() == "1.0":
             client.is_old, client.keep = True, False
         self._target = b""
@@ -206,7 +249,7 @@ class ClientConnection(asyncio.Protocol):
         if self._pieces:
             client.take(self._pieces)
         client.arrived()
-        if len(self._waiting) > _PIPELINED_MAX:
+        if len(self._waiting) > _PIPELINED_AHEAD:
             self.hold()
 
     # For the call.
@@ -228,10 +271,10 @@ class ClientConnection(asyncio.Protocol):
     def allow(self, seconds: float | None) -> None:
         self.deadline = NEVER if seconds is None else self._front.deadlines.now + seconds
 
-    def cut(self) -> None:
+    def cut(self, *, visibly: bool) -> None:
         if self._transport is None:
             return
-        if self.is_writable:
+        if self.is_writable and not visibly:
             self._close()
         else:
             self._transport.abort()
@@ -251,9 +294,15 @@ class ClientConnection(asyncio.Protocol):
     async def _serve(self) -> None:
         front = self._front
         while not self._is_closed:
+            if not self.is_writable:
+                # Answers that nobody reads must not pile up: the next call waits for its client.
+                self.hold()
+                self.allow(front.bounds.send_timeout_s)
+                await self._wakes()
+                self._reads_on()
+                continue
             if not self._waiting:
-                self._wanted = self.loop.create_future()
-                await self._wanted
+                await self._wakes()
                 continue
             self._client = client = self._waiting.popleft()
             try:
@@ -266,6 +315,15 @@ class ClientConnection(asyncio.Protocol):
             finally:
                 self._client = None
                 self._goes_on(client)
+            if self._waiting:
+                await asyncio.sleep(0)  # others have their turn between two calls of one connection
+
+    async def _wakes(self) -> None:
+        self._wanted = self.loop.create_future()
+        try:
+            await self._wanted
+        finally:
+            self._wanted = None
 
     def _wake(self) -> None:
         wanted = self._wanted
@@ -279,14 +337,20 @@ class ClientConnection(asyncio.Protocol):
         if not client.answered or not client.keep or self._stops:
             self._close()
             return
-        self._head_bytes = 0
-        if self.paused:
+        self._reads_on()
+
+    def _reads_on(self) -> None:
+        if self.paused and len(self._waiting) <= _PIPELINED_AHEAD:
             self.resume()
         if not self._waiting:
-            self.allow(self._front.bounds.keep_alive_s)
+            bounds = self._front.bounds
+            self.allow(bounds.head_timeout_s if self._head_bytes else bounds.keep_alive_s)
 
-    def _malformed(self, error: httptools.HttpParserError) -> None:
-        refusal = errors.BadFraming(f"The request is not valid HTTP/1.1: {error}.")
+    def _end_reading(self) -> None:
+        self._stops = True
+        self._parser = None
+
+    def _malformed(self, refusal: errors.EdgeError) -> None:
         reading = self._reading
         if reading is None:
             self._refuse(refusal)
@@ -314,3 +378,12 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
             if not self._is_closed:
                 self.allow(self._front.bounds.send_timeout_s)
+
+
+_LEFT = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+
+
+def _has_left(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, _LEFT)
+    return bool(poll.poll(0))

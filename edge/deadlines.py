@@ -14,6 +14,10 @@ _TICK_S = 0.5
 class Bounded(Protocol):
     deadline: float
     """By `Deadlines.now`, seconds."""
+    paused: bool
+
+    def look(self) -> None:
+        """Told at every look while paused."""
 
     def late(self) -> None:
         """The deadline has passed."""
@@ -41,5 +45,8 @@ class Deadlines:
         while True:
             await asyncio.sleep(_TICK_S)
             self.now = loop.time()
-            for one in [one for one in self._bounded if one.deadline < self.now]:
-                one.late()
+            for one in [one for one in self._bounded if one.paused or one.deadline < self.now]:
+                if one.paused:
+                    one.look()
+                if one.deadline < self.now:
+                    one.late()

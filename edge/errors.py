@@ -4,6 +4,7 @@ EdgeError
 ├── BadHeader            400 bad_header
 ├── InvalidKey           401 invalid_key
 ├── Forbidden            403 forbidden
+├── TargetRefused        403 target_not_allowed
 ├── UnknownProvider      404 unknown_provider
 ├── HeadTimeout          408 head_timeout
 ├── BodyTimeout          408 body_timeout
@@ -12,8 +13,9 @@ EdgeError
 ├── HeadersTooLarge      431 headers_too_large
 ├── BadFraming           400 bad_framing
 ├── Internal             500 internal
+├── UpstreamFailed       of the upstream's error
 ├── NotBuilt             501 not_built
-└── NotReady, Busy       503 not_ready, busy
+└── NotReady, Busy, Stopped  503 not_ready, busy, stopped
 The upstream's own tree stands in upstream/protocol.py; `of_upstream` brings it here.
 """
 
@@ -21,7 +23,7 @@ from email.utils import formatdate
 
 import msgspec
 
-from edge.upstream.protocol import Header, UpstreamError
+from edge.upstream.protocol import Header, PoolFull, RequestMalformed, TargetNotAllowed, UpstreamError
 from schemas.apis import Shape
 
 
@@ -97,6 +99,10 @@ class Busy(EdgeError):
     status, code = 503, "busy"
 
 
+class Stopped(EdgeError):
+    status, code = 503, "stopped"
+
+
 class Internal(EdgeError):
     """A mistake of ours."""
 
@@ -109,8 +115,12 @@ FAILURES = (Internal, UpstreamFailed)
 """Calls that went wrong; any other error is a call refused."""
 
 
+_REFUSALS = (TargetNotAllowed, RequestMalformed, PoolFull)
+"""What the upstream refuses by itself, no provider having been asked."""
+
+
 def of_upstream(error: UpstreamError) -> EdgeError:
-    ours = UpstreamFailed(str(error))
+    ours = EdgeError(str(error)) if isinstance(error, _REFUSALS) else UpstreamFailed(str(error))
     ours.status, ours.code = error.status, error.code
     return ours
 

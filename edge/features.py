@@ -10,6 +10,8 @@ import msgspec
 
 from edge.errors import BadHeader
 
+_DIGITS_MAX = 18
+
 
 def boolean(shown: str, text: str) -> bool:
     lowered = text.strip().lower()
@@ -20,7 +22,9 @@ def boolean(shown: str, text: str) -> bool:
 
 def _whole(low: int, high: int) -> Callable[[str, str], None]:
     def check(shown: str, text: str) -> None:
-        if not text.strip().isascii() or not text.strip().isdigit() or not low <= int(text) <= high:
+        digits = text.strip()
+        is_number = digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS_MAX
+        if not is_number or not low <= int(digits) <= high:
             raise BadHeader(shown, text, f"a whole number from {low} to {high}")
 
     return check
@@ -50,7 +54,7 @@ def _json(kind: type, described: str) -> Callable[[str, str], None]:
     def check(shown: str, text: str) -> None:
         try:
             fits = isinstance(msgspec.json.decode(text), kind)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             fits = False
         if not fits:
             # A fallback's headers may hold a credential, so such a value is never shown.

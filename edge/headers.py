@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from edge.errors import BadHeader, HeadersTooLarge
+from edge.errors import BadFraming, BadHeader, HeadersTooLarge
 from edge.features import FEATURES, boolean, without_credentials
 from edge.upstream.protocol import Header
 from schemas.settings import BoundSettings
@@ -15,7 +15,7 @@ class Said:
     """What the caller says of the call."""
 
     # What most calls leave unsaid stands here, once for all of them.
-    problem: BadHeader | HeadersTooLarge | None = None
+    problem: BadFraming | BadHeader | HeadersTooLarge | None = None
     """The first thing wrong with them. Kept rather than raised, so that the refusal has a row with its key."""
     host = ""
     content_type = ""
@@ -55,27 +55,35 @@ class _Shape(NamedTuple):
     """Places of the headers we read, and how."""
     passed: list[int]
     """Places of those that go on."""
-    connection: int | None
+    connections: list[int]
     names_bytes: int
 
 
 _shapes: dict[tuple[bytes, ...], _Shape] = {}
 _SHAPES_MAX = 2000
+_SHAPE_BYTES_MAX = 4096
+_REMEMBERED_BYTES = 256
+"""Longer names and values are worked out each time: what strangers send must not fill the memory."""
 
 
 def _shape(names: tuple[bytes, ...]) -> _Shape:
-    shape = _Shape([], [], None, sum(map(len, names)))
+    shape = _Shape([], [], [], sum(map(len, names)))
     for place, name in enumerate(name.lower() for name in names):
-        rule = _rule_of_ours(name) if name.startswith(_OURS) else _RULES.get(name)
+        rule: Rule | None
+        if name.startswith(_OURS):
+            rule = _remembered_rule(name) if len(name) <= _REMEMBERED_BYTES else _rule_of_ours(name)
+        else:
+            rule = _RULES.get(name)
         if name == b"connection":
-            shape = shape._replace(connection=place)
+            shape.connections.append(place)
         elif rule is not None and rule is not _drop:
             shape.read.append((place, rule))
         if rule is None or rule in _PASSING:
             shape.passed.append(place)
     if len(_shapes) >= _SHAPES_MAX:
         _shapes.clear()
-    _shapes[names] = shape
+    if shape.names_bytes <= _SHAPE_BYTES_MAX:
+        _shapes[names] = shape
     return shape
 
 
@@ -84,25 +92,28 @@ def read_headers(headers: Sequence[Header], bounds: BoundSettings) -> Said:
     said = Said()
     names = tuple([name for name, _ in headers])
     shape = _shapes.get(names) or _shape(names)
-    said.forward = forward = [headers[place] for place in shape.passed]
+    said.forward = [headers[place] for place in shape.passed]
+    held_back: set[int] = set()
     for place, rule in shape.read:
         header = headers[place]
         try:
             if not rule(said, header[0], header[1], bounds):
-                forward.remove(header)
+                held_back.add(place)
         except BadHeader as problem:
             said.problem = said.problem or problem
+    if held_back:
+        said.forward = [headers[place] for place in shape.passed if place not in held_back]
     size = shape.names_bytes + sum([len(value) for _, value in headers]) + 4 * len(headers)
     if len(headers) > bounds.headers or size > bounds.header_bytes:
         said.problem = HeadersTooLarge(
             f"The request's head has {len(headers)} headers of {size} bytes together; "
             f"at most {bounds.headers} headers of {bounds.header_bytes} bytes are accepted."
         )
-    listed = b"" if shape.connection is None else headers[shape.connection][1]
+    listed = b",".join([headers[place][1] for place in shape.connections]) if shape.connections else b""
     if listed and listed.lower() not in (b"keep-alive", b"close"):
         named = {part.strip().lower() for part in listed.split(b",")}
         said.upgrade = said.upgrade and b"upgrade" in named
-        said.forward = [header for header in forward if header[0].lower() not in named]
+        said.forward = [header for header in said.forward if header[0].lower() not in named]
     else:
         said.upgrade = False
     return said
@@ -128,9 +139,12 @@ def _content_type(said: Said, name: bytes, value: bytes, bounds: BoundSettings) 
     return True
 
 
-@lru_cache(maxsize=1000)
 def media_type(value: bytes) -> str:
     """`application/json` of `Application/JSON; charset=utf-8`."""
+    return _remembered_type(value) if len(value) <= _REMEMBERED_BYTES else _media_type(value)
+
+
+def _media_type(value: bytes) -> str:
     return value.split(b";", 1)[0].strip().lower().decode("latin-1")
 
 
@@ -141,6 +155,10 @@ def _content_length(said: Said, name: bytes, value: bytes, bounds: BoundSettings
 
 
 def _transfer_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
+    if value.strip().lower() != b"chunked":
+        said.problem = said.problem or BadFraming(
+            f"Transfer-Encoding is {_text(value)[:100]!r}; only chunked is accepted, by itself."
+        )
     said.transfer_coding = True
     return True
 
@@ -151,16 +169,19 @@ def _content_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettin
 
 
 def _accept_encoding(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
-    said.accepts = _readable(value)
+    said.accepts = _remembered_readable(value) if len(value) <= _REMEMBERED_BYTES else _readable(value)
     return True
 
 
-@lru_cache(maxsize=1000)
 def _readable(value: bytes) -> bytes:
     """The codings that we can read for the record: the provider may use no others. The client gets its bytes as they
     come."""
     codings = (coding.strip() for coding in value.split(b","))
     return b", ".join(c for c in codings if c.split(b";", 1)[0].strip().lower() in (b"gzip", b"deflate", b"identity"))
+
+
+_remembered_type = lru_cache(maxsize=1000)(_media_type)
+_remembered_readable = lru_cache(maxsize=1000)(_readable)
 
 
 def _upgrade(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
@@ -246,7 +267,7 @@ _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 
 
 def _rule_of_ours(name: bytes) -> Rule:
-    """What to do with one of our headers; made once for each name."""
+    """What to do with one of our headers."""
     short = name[name.index(b"-") + 1 :].decode("latin-1")
     if short.startswith(_PROPERTY):
         return _property_rule(short[len(_PROPERTY) :])
@@ -257,6 +278,9 @@ def _rule_of_ours(name: bytes) -> Rule:
     if (check := FEATURES.get(short)) is not None:
         return _feature_rule(short, check)
     return _drop
+
+
+_remembered_rule = lru_cache(maxsize=2000)(_rule_of_ours)
 
 
 def _property_rule(name: str) -> Rule:
@@ -285,9 +309,6 @@ def _setter_rule(short: str, setter: Callable[[Said, str], None]) -> Rule:
         return True
 
     return read
-
-
-_REMEMBERED_BYTES = 1024
 
 
 def _feature_rule(short: str, check: Callable[[str, str], None]) -> Rule:

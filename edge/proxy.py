@@ -21,7 +21,7 @@ from edge.policies.auth import Auth
 from edge.recorder import Recorder
 from edge.upstream.protocol import Header, Origin, Upstream, UpstreamAnswer, UpstreamError, UpstreamRequest
 from edge.upstream.targets import Target, Targets
-from schemas.apis import api_of, model_in_path
+from schemas.apis import Shape, api_of, model_in_path
 from schemas.event import Attempt
 from schemas.keys import KEY_PREFIX
 from schemas.settings import EdgeSettings
@@ -30,7 +30,8 @@ log = logging.getLogger("heliograph.edge")
 
 _WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
 _JSON_TYPES = ("application/json", "")
-_STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/vnd.amazon.eventstream")
+_EVENT_STREAM = "text/event-stream"
+_STREAM_TYPES = (_EVENT_STREAM, "application/x-ndjson", "application/vnd.amazon.eventstream")
 _NOT_PASSED_BACK = {
     b"connection",
     b"keep-alive",
@@ -42,6 +43,7 @@ _NOT_PASSED_BACK = {
     b"upgrade",
 }
 _QUERY_CREDENTIALS = ("key", "api_key", "apikey", "api-key", "access_token", "token", "subscription-key")
+_KEY_INSIDE = "/" + KEY_PREFIX
 _NOWHERE = Target("unknown", "openai", Origin("https", "invalid", 443), "/")
 
 
@@ -90,19 +92,26 @@ class Proxy:
         settings = self._settings
         said = call.said = read_headers(client.headers, settings.bounds)
         call.secrets = said.secrets
-        if call.path.startswith("/" + KEY_PREFIX):
+        if call.path.startswith(_KEY_INSIDE):
             in_path, slash, rest = call.path[1:].partition("/")
             call.secrets.append(in_path.encode("latin-1"))
             said.key, call.path = said.key or in_path, slash + rest
-        if query:
+        bounds = settings.bounds
+        if query and len(query) <= bounds.path_bytes:
             call.secrets += _query_credentials(query)
+        if _KEY_INSIDE in call.path:
+            call.secrets += [part.encode("latin-1") for part in call.path.split("/") if part.startswith(KEY_PREFIX)]
         call.key = self._auth.check(said.key)
         if said.problem is not None:
             raise said.problem
-        if len(call.path) + len(query) > settings.bounds.path_bytes:
+        if len(call.path) + len(query) > bounds.path_bytes:
             raise errors.PathTooLong(
-                f"The path and query have {len(call.path) + len(query)} bytes; "
-                f"at most {settings.bounds.path_bytes} are accepted."
+                f"The path and query have {len(call.path) + len(query)} bytes; at most {bounds.path_bytes} are accepted."
+            )
+        if _KEY_INSIDE in call.path:
+            raise errors.UnknownProvider(
+                "A Heliograph key stands inside the path. It belongs at its very front, as in /<key>/v1/…, or better into "
+                "the header Helicone-Auth."
             )
         if said.request_id is not None:
             call.id = said.request_id
@@ -112,8 +121,8 @@ class Proxy:
         call.api = api_of(target.shape, target.path)
         if said.upgrade:
             raise errors.NotBuilt("WebSocket upgrades are not supported by this version; use the HTTP API.")
-        if self.in_flight > settings.bounds.calls:
-            raise errors.Busy(f"This process already carries {settings.bounds.calls} calls. Try again shortly.")
+        if self.in_flight > bounds.calls:
+            raise errors.Busy(f"This process already carries {bounds.calls} calls. Try again shortly.")
 
         body = await self._take_body(call, client)
         origin = target.origin
@@ -196,6 +205,7 @@ class Proxy:
         headers, coding, framed = _answer_headers(call, answer)
         status = call.status = answer.status
         streamed = call.answer_type in _STREAM_TYPES
+        call.takes_words = call.answer_type == _EVENT_STREAM and not framed and coding in (b"", b"identity")
         call.stream = streamed or (call.stream and status < 400)
         if status >= 400:
             call.outcome = "error"
@@ -216,21 +226,23 @@ class Proxy:
             client.answer(status, headers, piece, framed=framed)
             return
         client.begin(status, headers, piece, framed=framed)
-        send_timeout_s = self._settings.bounds.send_timeout_s
-        read, feed, write, clock = answer.read, capture.feed, client.write, time.perf_counter
-        while True:
-            call.waiting_since = waited_from = clock()
-            piece = await read()
-            call.at = arrived = clock()
-            call.upstream_s += arrived - waited_from
-            call.waiting_since = None
-            if not piece:
-                break
+        feed, write, clock = capture.feed, client.write, time.perf_counter
+
+        def pass_on(piece: bytes) -> bool:
+            call.goes_on()
             if streamed and call.first_byte is None:
-                call.first_byte = arrived
+                call.first_byte = call.at
             feed(piece)
-            if not write(piece):
-                await client.room(send_timeout_s)
+            is_writable = write(piece)
+            call.waiting_since = clock()
+            return is_writable
+
+        call.waits()
+        while not await answer.flow(pass_on):
+            call.goes_on()
+            await client.room(self._settings.bounds.send_timeout_s)
+            call.waits()
+        call.goes_on()
         client.end()
 
     async def _end(self, call: Call, client: Client) -> None:
@@ -241,6 +253,9 @@ class Proxy:
             call.outcome = "timeout"
         elif client.timed_out == "read":
             call.outcome, call.error_code = "timeout", "client_read_timeout"
+        elif client.stopped:
+            await self._fail(call, client, errors.Stopped("The gateway was stopped before the call's end. Try again."))
+            call.outcome = "error"
         else:
             call.outcome, call.error_code = "cancelled", "client_gone"
 
@@ -250,21 +265,34 @@ class Proxy:
         call.outcome = (
             "timeout" if error.status == 504 else "error" if isinstance(error, errors.FAILURES) else "refused"
         )
-        shape = (
-            call.target.shape if call.target else ("anthropic" if call.path.startswith("/v1/messages") else "openai")
-        )
+        shape = call.target.shape if call.target else self._shape_asked(call)
         if not client.headed:
             call.status = error.status
             body = errors.error_body(error, shape, call.id)
             await client.drained()
             client.answer(error.status, errors.error_headers(error, call.id), body, framed=False)
-        elif call.answer_type == "text/event-stream":
-            client.write(errors.error_event(error, shape, call.id))
+        elif call.takes_words:
+            assert call.response is not None
+            event = errors.error_event(error, shape, call.id)
+            client.write(event if call.response.ends_with(b"\n\n") else b"\n\n" + event)
             client.end()
-        # A plain answer that breaks off has no place for words, and ending it cleanly would be a lie: it is cut.
+        # Any other answer that breaks off has no place for words, and ending it cleanly would be a lie: it is cut.
+
+    def _shape_asked(self, call: Call) -> Shape:
+        """The API that a call without a target speaks, as far as its path and host tell."""
+        said = call.said
+        if said is not None:
+            try:
+                path = "/" + call.path[1:].partition("/")[2] if call.path.startswith(_KEY_INSIDE) else call.path
+                return self._targets.find(
+                    path, said.host, target_url=said.target_url, speaks_anthropic=said.speaks_anthropic
+                ).shape
+            except errors.EdgeError:
+                pass
+        return "anthropic" if call.path.startswith("/v1/messages") else "openai"
 
 
-class _Shape(NamedTuple):
+class _AnswerShape(NamedTuple):
     """What an answer's header names say, worked out once: a provider sends the same names in the same order every time."""
 
     kept: list[int] | None
@@ -273,13 +301,16 @@ class _Shape(NamedTuple):
     content_encoding: int | None
     framed: bool
     """A content-length is among them."""
+    connection: int | None
+    """Where one names further headers of that one hop."""
 
 
-_shapes: dict[tuple[bytes, ...], _Shape] = {}
+_shapes: dict[tuple[bytes, ...], _AnswerShape] = {}
 _SHAPES_MAX = 2000
+_SHAPE_BYTES_MAX = 4096
 
 
-def _shape(names: tuple[bytes, ...]) -> _Shape:
+def _shape(names: tuple[bytes, ...]) -> _AnswerShape:
     lowered = [name.lower() for name in names]
     kept = [
         place
@@ -287,15 +318,17 @@ def _shape(names: tuple[bytes, ...]) -> _Shape:
         if name not in _NOT_PASSED_BACK and not name.startswith((b"helicone-", b"heliograph-"))
     ]
     places = {name: place for place, name in enumerate(lowered)}
-    shape = _Shape(
+    shape = _AnswerShape(
         kept if len(kept) < len(names) else None,
         places.get(b"content-type"),
         places.get(b"content-encoding"),
         b"content-length" in places,
+        places.get(b"connection"),
     )
     if len(_shapes) >= _SHAPES_MAX:
         _shapes.clear()
-    _shapes[names] = shape
+    if sum(map(len, names)) <= _SHAPE_BYTES_MAX:
+        _shapes[names] = shape
     return shape
 
 
@@ -308,6 +341,9 @@ def _answer_headers(call: Call, answer: UpstreamAnswer) -> tuple[list[Header], b
         call.answer_type = media_type(headers[shape.content_type][1])
     coding = b"" if shape.content_encoding is None else headers[shape.content_encoding][1].strip().lower()
     kept = headers.copy() if shape.kept is None else [headers[place] for place in shape.kept]
+    if shape.connection is not None and headers[shape.connection][1].lower() not in (b"keep-alive", b"close"):
+        hop = {part.strip().lower() for part in headers[shape.connection][1].split(b",")}
+        kept = [header for header in kept if header[0].lower() not in hop]
     return kept, coding, shape.framed
 
 

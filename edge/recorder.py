@@ -45,6 +45,7 @@ class Recorder:
         payload = pack(event)
         secrets = [s for s in call.secrets if len(s) >= _SECRET_BYTES_MIN and s in payload]
         if secrets:
+            secrets.sort(key=len, reverse=True)  # one may be the beginning of another
             payload = pack(_masked(event, secrets))
         if not self._spool.append(payload):
             metrics.events_dropped.inc()

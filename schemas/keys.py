@@ -21,7 +21,8 @@ class Key(msgspec.Struct, omit_defaults=True, frozen=True):
     id: str
     name: str
     project_id: str
-    permissions: list[Permission]
+    permissions: list[str]
+    """Of `Permission`; an edge may meet words that only a newer control knows."""
     expires_ms: int | None = None
     """Milliseconds since 1970, UTC; null: never."""
     revoked: bool = False

@@ -8,6 +8,7 @@ from schemas.keys import DEFAULT_PROJECT, Key, hash_key
 
 _DEFAULT = Key(id="", name="", project_id=DEFAULT_PROJECT, permissions=["proxy"])
 _CACHE_MAX = 10_000
+_KEY_LENGTH_MAX = 256
 
 
 class Auth:
@@ -34,7 +35,7 @@ class Auth:
         keys = self._snapshots.keys
         if keys is None:
             raise NotReady("The gateway has not learnt its keys yet (Redis has not been reached). Try again shortly.")
-        key = keys.get(self._hash(text))
+        key = keys.get(self._hash(text)) if len(text) <= _KEY_LENGTH_MAX else None
         if key is None:
             raise InvalidKey("The Heliograph key in Helicone-Auth is not known here.")
         if key.revoked:

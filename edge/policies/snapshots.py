@@ -28,6 +28,8 @@ class KeySnapshots:
         self.version = -1
         self._file = file
         self._poll_s = poll_s
+        self._unread: str | None = None
+        """What was wrong with the last snapshot that could not be read."""
         self._redis: Redis = Redis.from_url(
             redis_url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=_SOCKET_TIMEOUT_S
         )
@@ -74,7 +76,15 @@ class KeySnapshots:
 
     async def _refresh(self) -> None:
         data: bytes | None = await self._redis.get(SNAPSHOT_KEY)  # type: ignore[assignment]  # bytes by default
-        if data is not None and self._take(data):
+        try:
+            taken = data is not None and self._take(data)
+        except msgspec.DecodeError as error:
+            if str(error) != self._unread:
+                log.error("a key snapshot cannot be read; keys stay as last known", extra={"error": str(error)})
+            self._unread = str(error)
+            return
+        self._unread = None
+        if data is not None and taken:
             await asyncio.to_thread(self._keep, data)
 
     def _take(self, data: bytes) -> bool:

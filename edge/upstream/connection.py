@@ -11,7 +11,7 @@ import asyncio
 import select
 import socket
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Protocol
 
 import httptools
@@ -77,7 +77,7 @@ class Owner(Protocol):
 
 
 class PoolAnswer:
-    __slots__ = ("_connection", "_error", "_pieces", "_reader", "body_complete", "buffered", "headers", "status")
+    __slots__ = ("_connection", "_error", "_pieces", "_reader", "body_complete", "buffered", "headers", "status", "to")
 
     def __init__(self, connection: "Connection", status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = status
@@ -88,6 +88,8 @@ class PoolAnswer:
         self._pieces: list[bytes] = []
         self._error: UpstreamError | None = None
         self._reader: asyncio.Future[None] | None = None
+        self.to: Callable[[bytes], bool] | None = None
+        """Takes each piece as it arrives; None: pieces gather here."""
 
     def __repr__(self) -> str:
         state = "complete" if self.body_complete else "failed" if self._error else "arriving"
@@ -103,24 +105,28 @@ class PoolAnswer:
             connection.resume()
         return data
 
-    async def read(self) -> bytes:
-        while not self._pieces:
+    async def flow(self, to: Callable[[bytes], bool]) -> bool:
+        while True:
+            if self._pieces and not to(self.arrived()):
+                return False
             if self.body_complete:
-                return b""
+                return True
             if self._error is not None:
                 raise self._error
             assert self._reader is None, "an answer has one reader at a time"
             assert self._connection is not None
             self._reader = reader = self._connection.loop.create_future()
             self._connection.expect_more()
+            self.to = to
             try:
                 await reader
             except BaseException:
                 self.abort()
                 raise
             finally:
-                self._reader = None
-        return self.arrived()
+                self._reader = self.to = None
+            if not self._pieces and not self.body_complete and self._error is None:
+                return False  # `to` has had enough
 
     def abort(self) -> None:
         connection = self._connection
@@ -138,6 +144,16 @@ class PoolAnswer:
         pieces.clear()
         self._pieces.append(data)
         self.buffered += len(data)
+
+    def hand(self, to: Callable[[bytes], bool], pieces: list[bytes]) -> bool:
+        """Give what the parser has left in `pieces` to whom it flows; False: who has had enough."""
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if to(data):
+            return True
+        self.to = None
+        self.wake()
+        return False
 
     def complete(self) -> None:
         self.body_complete = True
@@ -275,9 +291,11 @@ class Connection(asyncio.Protocol):
         if call.done() and not call.cancelled():
             call.exception()  # has been seen
 
-    def peer(self) -> str:
+    def peer(self) -> str | None:
+        """The address at the other end; None when that has closed already."""
         assert self._transport is not None
-        return str(self._transport.get_extra_info("peername")[0])
+        name = self._transport.get_extra_info("peername")
+        return None if name is None else str(name[0])
 
     def expect_more(self) -> None:
         """A reader waits: silence counts from now. While nobody waits, a slow client is no fault of the upstream."""
@@ -386,6 +404,12 @@ class Connection(asyncio.Protocol):
             self._complete(answer)
         elif self._pieces:
             self._head_left = self._head_bytes
+            if answer.to is not None:
+                if answer.hand(answer.to, self._pieces):
+                    self.expect_more()
+                else:
+                    self.deadline = self._ends
+                return
             answer.take(self._pieces)
             if answer.buffered > self._owner.limits.buffer_bytes and not self.paused:
                 assert self._transport is not None

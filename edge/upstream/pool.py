@@ -310,12 +310,13 @@ class Pool:
             except BaseException:
                 connection.close()
                 raise
-            if self._is_closed or connection.is_closed:
+            peer = connection.peer()
+            if self._is_closed or connection.is_closed or peer is None:
                 connection.close()
                 failure = ConnectionResetError("closed at once")
                 continue
             # Once more at the socket itself: nothing between the list and here may lead elsewhere.
-            if not self._addresses.allows(origin, ip_address(connection.peer())):
+            if not self._addresses.allows(origin, ip_address(peer)):
                 connection.close()
                 raise TargetNotAllowed(f"{origin.host} is at a private address")
             return connection

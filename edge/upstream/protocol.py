@@ -12,7 +12,7 @@
 The pool (`pool.py`) is the hot path; stock httpx (`stock.py`) serves cold paths and is the pool's oracle in the tests.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -119,12 +119,13 @@ class UpstreamAnswer(Protocol):
         """The whole body has arrived: `arrived()` gives all that is left."""
 
     def arrived(self) -> bytes:
-        """What `read` would give without waiting; `b""` when that is nothing."""
+        """What has arrived and went nowhere yet; `b""` when that is nothing."""
 
-    async def read(self) -> bytes:
-        """Everything that has arrived since the last read, at least one byte; `b""` at the end of the body.
+    async def flow(self, to: Callable[[bytes], bool]) -> bool:
+        """Give each piece of the body to `to` as soon as it arrives. True at the body's end.
 
-        One reader at a time. A reader that is cancelled aborts the answer.
+        False when `to` said False: it has had enough, and what arrives waits here until `flow` is called again. One
+        `flow` at a time; one that is cancelled aborts the answer.
 
         Raises:
             UpstreamCut: the connection ended before the body did.

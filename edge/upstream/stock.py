@@ -15,7 +15,7 @@ A call costs 1.8 ms and more (`hot-path.md` §3). What it does not do as the poo
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any
@@ -216,7 +216,13 @@ class StockAnswer:
     def arrived(self) -> bytes:
         return b""
 
-    async def read(self) -> bytes:
+    async def flow(self, to: Callable[[bytes], bool]) -> bool:
+        while piece := await self._next():
+            if not to(piece):
+                return False
+        return True
+
+    async def _next(self) -> bytes:
         if self._error is not None:
             raise self._error
         if self.body_complete:

@@ -15,6 +15,9 @@ from schemas.settings import EdgeSettings, ProviderSettings
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PART = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")
 _FOUND_MAX = 1000
+_REMEMBERED_LENGTH = 1024
+_NEAR_LENGTH = 40
+"""Names near to a longer one are not looked for: it takes time, and nobody mistypes a name like that."""
 _ANTHROPIC_PATHS = ("/v1/messages", "/v1/complete")
 
 
@@ -63,8 +66,14 @@ class Targets:
         self._by_origin = {e.origin[:3]: e for e in self._entries.values() if e.origin is not None and not e.local}
         self._patterns = [(_pattern(e.template), e) for e in self._entries.values() if e.parts and e.template]
         self._allowed = {_host_port(host) for host in settings.allowed_targets}
-        self.find = lru_cache(_FOUND_MAX)(self._find)
-        """`_find`, which gives the same for the same call."""
+        self._found = lru_cache(_FOUND_MAX)(self._find)
+        self._near = lru_cache(_FOUND_MAX)(self._near_names)
+
+    def find(self, path: str, host: str, *, target_url: str | None, speaks_anthropic: bool) -> Target:
+        """`_find`, remembered: the same call goes to the same place."""
+        known = len(path) + len(host) + len(target_url or "") <= _REMEMBERED_LENGTH
+        find = self._found if known else self._find
+        return find(path, host, target_url=target_url, speaks_anthropic=speaks_anthropic)
 
     def _find(self, path: str, host: str, *, target_url: str | None, speaks_anthropic: bool) -> Target:
         """The target of a call.
@@ -106,7 +115,7 @@ class Targets:
     def _named(self, name: str, path: str) -> Target:
         entry = self._by_name.get(name)
         if entry is None:
-            near = difflib.get_close_matches(name.lower(), self._by_name, n=3, cutoff=0.5)
+            near = self._near(name.lower()) if len(name) <= _NEAR_LENGTH else []
             hint = f"Near names: {', '.join(near)}." if near else "Providers are listed in schemas/providers.json."
             raise UnknownProvider(
                 f"There is no provider {name[:100]!r}. A path begins with /v1/, /<provider>/ or /gateway/. {hint}"
@@ -120,6 +129,9 @@ class Targets:
         if origin is None:
             origin, path = _fill(entry, path)
         return Target(entry.id, entry.shape, origin, path or "/")
+
+    def _near_names(self, name: str) -> list[str]:
+        return difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.5)
 
     def _by_url(self, url: str | None, path: str) -> Target:
         """The target that a header names: a provider of the catalogue, or one the operator allows."""

@@ -34,9 +34,21 @@ async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
         yield part
 
 
+async def read(answer: UpstreamAnswer) -> bytes:
+    """The next piece, or all that has gathered; `b""` at the body's end."""
+    taken: list[bytes] = []
+
+    def once(piece: bytes) -> bool:
+        taken.append(piece)
+        return False
+
+    await answer.flow(once)
+    return b"".join(taken)
+
+
 async def body_of(answer: UpstreamAnswer) -> bytes:
     parts = []
-    while piece := await answer.read():
+    while piece := await read(answer):
         parts.append(piece)
     return b"".join(parts)
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from edge.upstream.protocol import UpstreamBroken, UpstreamCut
-from tests.edge.upstream.calls import body_of, fetch, get, origin_of, post, settle, until
+from tests.edge.upstream.calls import body_of, fetch, get, origin_of, post, read, settle, until
 from tests.edge.upstream.conftest import MakeUpstream
 from tests.edge.upstream.wire_server import OK, Peer, WireServer, answering, once
 
@@ -25,7 +25,7 @@ async def test_head_and_body_pass_as_received(make_upstream: MakeUpstream) -> No
             (b"Content-Length", b"4"),
         ]
         assert await body_of(answer) == b"\0\xff\r\n"
-        assert await answer.read() == b""
+        assert await read(answer) == b""
         assert answer.body_complete
 
 
@@ -185,18 +185,18 @@ async def test_body_shorter_than_promised_is_cut_after_what_arrived(
 ) -> None:
     async def script(peer: Peer) -> None:
         await peer.answer(head)
-        await read.wait()
+        await taken.wait()
         getattr(peer, end)()
         await settle()
 
-    read = asyncio.Event()
+    taken = asyncio.Event()
     async with WireServer(script) as server:
         answer = await make_upstream().send(get(origin_of(server)))
-        assert await answer.read() == b"begun"
-        read.set()
+        assert await read(answer) == b"begun"
+        taken.set()
         for _ in range(2):
             with pytest.raises(UpstreamCut) as caught:
-                await answer.read()
+                await read(answer)
         assert caught.value.code == "upstream_cut"
         assert not answer.body_complete
 
@@ -254,8 +254,8 @@ async def test_small_answer_is_complete_with_its_head(make_upstream: MakeUpstrea
     async with WireServer(answering()) as server:
         answer = await make_upstream().send(get(origin_of(server)))
         assert answer.body_complete
-        assert await answer.read() == b"ok"
-        assert await answer.read() == b""
+        assert await read(answer) == b"ok"
+        assert await read(answer) == b""
 
 
 @pytest.mark.pool_only("httpcore gives each piece singly")
@@ -273,4 +273,4 @@ async def test_pieces_that_arrived_meanwhile_are_joined(make_upstream: MakeUpstr
         answer = await make_upstream().send(get(origin_of(server)))
         await sent.wait()
         await until(lambda: answer.body_complete)
-        assert await answer.read() == b"abc"
+        assert await read(answer) == b"abc"

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from edge.upstream.protocol import UpstreamCut
-from tests.edge.upstream.calls import body_of, fetch, get, origin_of, settle, until
+from tests.edge.upstream.calls import body_of, fetch, get, origin_of, read, settle, until
 from tests.edge.upstream.conftest import MakePool, MakeUpstream
 from tests.edge.upstream.wire_server import Peer, WireServer
 
@@ -101,7 +101,7 @@ async def test_cut_behind_a_pause_is_seen_after_what_arrived(make_pool: MakePool
         await settle(20)
         received = 0
         try:
-            while piece := await answer.read():
+            while piece := await read(answer):
                 received += len(piece)
         except UpstreamCut:
             pass

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from edge.upstream.protocol import UpstreamCut
-from tests.edge.upstream.calls import body_of, fetch, get, origin_of, pieces, settle, until, upload
+from tests.edge.upstream.calls import body_of, fetch, get, origin_of, pieces, read, settle, until, upload
 from tests.edge.upstream.conftest import Certificates, MakePool, MakeUpstream
 from tests.edge.upstream.test_requests import Endless
 from tests.edge.upstream.wire_server import OK, Peer, WireServer, answering
@@ -63,33 +63,33 @@ async def test_cancelled_while_reading_the_body(make_upstream: MakeUpstream) -> 
     watch = Watch(lambda peer: peer.answer(STREAM))
     async with WireServer(watch) as server:
         answer = await make_upstream().send(get(origin_of(server)))
-        assert await answer.read() == b"begun"
-        call = asyncio.create_task(answer.read())
+        assert await read(answer) == b"begun"
+        call = asyncio.create_task(read(answer))
         await settle()
         await cancelled(call)
         await watch.sees_the_client_leave()
         with pytest.raises(UpstreamCut):
-            await answer.read()
+            await read(answer)
 
 
 async def test_aborted_between_two_reads(make_upstream: MakeUpstream) -> None:
     watch = Watch(lambda peer: peer.answer(STREAM))
     async with WireServer(watch) as server:
         answer = await make_upstream().send(get(origin_of(server)))
-        assert await answer.read() == b"begun"
+        assert await read(answer) == b"begun"
         answer.abort()
         await watch.sees_the_client_leave()
         answer.abort()
         with pytest.raises(UpstreamCut):
-            await answer.read()
+            await read(answer)
 
 
 async def test_aborted_while_another_task_reads(make_upstream: MakeUpstream) -> None:
     watch = Watch(lambda peer: peer.answer(STREAM))
     async with WireServer(watch) as server:
         answer = await make_upstream().send(get(origin_of(server)))
-        assert await answer.read() == b"begun"
-        reader = asyncio.create_task(answer.read())
+        assert await read(answer) == b"begun"
+        reader = asyncio.create_task(read(answer))
         await settle()
         answer.abort()
         await watch.sees_the_client_leave()
@@ -152,7 +152,7 @@ async def test_cancelled_inside_a_tls_answer(make_upstream: MakeUpstream, certif
         if "Stock" in repr(upstream):
             pytest.skip("stock httpx resolves for itself, and provider.test has no address")
         answer = await upstream.send(get(origin))
-        assert await answer.read() == b"begun"
+        assert await read(answer) == b"begun"
         answer.abort()
         await watch.sees_the_client_leave()
 

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 import pytest
 
 from edge.upstream.protocol import PoolFull, UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from tests.edge.upstream.calls import body_of, fetch, get, names, origin_of, settle, upload
+from tests.edge.upstream.calls import body_of, fetch, get, names, origin_of, read, settle, upload
 from tests.edge.upstream.conftest import Certificates, MakePool, MakeUpstream
 from tests.edge.upstream.test_requests import Endless
 from tests.edge.upstream.wire_server import Peer, WireServer, answering
@@ -150,9 +150,9 @@ async def test_call_may_shorten_its_own_first_byte(make_upstream: MakeUpstream) 
 async def test_silence_inside_the_body_times_out(make_upstream: MakeUpstream) -> None:
     async with WireServer(begun) as server:
         answer = await make_upstream(idle_timeout_s=0.05).send(get(origin_of(server)))
-        assert await answer.read() == b"begun"
+        assert await read(answer) == b"begun"
         with pytest.raises(UpstreamTimeout) as caught:
-            await answer.read()
+            await read(answer)
         assert caught.value.phase == "idle"
 
 
@@ -181,8 +181,8 @@ async def test_slow_reader_is_not_the_providers_silence(make_upstream: MakeUpstr
     async with WireServer(script) as server:
         answer = await make_upstream(idle_timeout_s=0.1).send(get(origin_of(server)))
         await asyncio.sleep(0.2)  # with something to read
-        assert await answer.read() == b"begun"
-        reader = asyncio.create_task(answer.read())
+        assert await read(answer) == b"begun"
+        reader = asyncio.create_task(read(answer))
         await settle(3)
         waiting.set()
         assert await reader == b"more"

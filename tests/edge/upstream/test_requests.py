@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from edge.upstream.protocol import RequestMalformed, UpstreamBroken, UpstreamRequest
-from tests.edge.upstream.calls import body_of, fetch, get, origin_of, pieces, post, settle, until, upload
+from tests.edge.upstream.calls import body_of, fetch, get, origin_of, pieces, post, read, settle, until, upload
 from tests.edge.upstream.conftest import MakePool, MakeUpstream
 from tests.edge.upstream.wire_server import OK, Peer, WireServer, answering
 
@@ -229,7 +229,7 @@ async def test_early_success_lets_the_body_go_on(make_pool: MakePool) -> None:
     async with WireServer(script) as server:
         pool = make_pool()
         answer = await pool.send(upload(origin_of(server), body()))
-        assert await answer.read() == b"a"
+        assert await read(answer) == b"a"
         heard.set()
         assert await body_of(answer) == b"b"
         assert await fetch(pool, get(origin_of(server))) == b"ok"
