@@ -7,7 +7,6 @@ rest.
 """
 
 import asyncio
-import select
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import httptools
 from edge import errors, metrics
 from edge.client import Client
 from edge.deadlines import NEVER, Deadlines
+from edge.sockets import has_left, reset
 from schemas.ids import new_id
 from schemas.settings import BoundSettings
 
@@ -201,7 +201,7 @@ class ClientConnection(asyncio.Protocol):
 
     def look(self) -> None:
         """While nothing is read of a client, the event loop does not see it leave."""
-        if self.paused and self._transport is not None and _has_left(self._transport.get_extra_info("socket").fileno()):
+        if self.paused and self._transport is not None and has_left(self._transport):
             self._transport.abort()
 
     def late(self) -> None:
@@ -274,7 +274,9 @@ class ClientConnection(asyncio.Protocol):
     def cut(self, *, visibly: bool) -> None:
         if self._transport is None:
             return
-        if self.is_writable and not visibly:
+        if visibly:
+            reset(self._transport)
+        elif self.is_writable:
             self._close()
         else:
             self._transport.abort()
@@ -378,12 +380,3 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
             if not self._is_closed:
                 self.allow(self._front.bounds.send_timeout_s)
-
-
-_LEFT = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
-
-
-def _has_left(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, _LEFT)
-    return bool(poll.poll(0))

@@ -266,6 +266,8 @@ class Proxy:
             "timeout" if error.status == 504 else "error" if isinstance(error, errors.FAILURES) else "refused"
         )
         shape = call.target.shape if call.target else self._shape_asked(call)
+        if isinstance(error, errors.BadFraming):
+            client.keep = False  # where the next request would begin is not sure
         if not client.headed:
             call.status = error.status
             body = errors.error_body(error, shape, call.id)

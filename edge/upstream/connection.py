@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import httptools
 
+from edge.sockets import reset
 from edge.upstream import wire
 from edge.upstream.protocol import (
     Origin,
@@ -347,6 +348,7 @@ class Connection(asyncio.Protocol):
         if self.is_closed:
             return
         self.is_closed = True
+        was_busy = self.busy
         self.busy = False
         self.deadline = NEVER
         self._answer = None
@@ -355,7 +357,12 @@ class Connection(asyncio.Protocol):
             self._sender.cancel()
             self._sender = None
         if self._transport is not None:
-            self._transport.abort()
+            if was_busy:
+                reset(
+                    self._transport
+                )  # otherwise the end waits behind what a provider that does not read has not taken
+            else:
+                self._transport.abort()
         self._owner.closed(self)
 
     # What the transport tells us.

@@ -10,7 +10,6 @@ Headers = Sequence[tuple[bytes, bytes]]
 WRITE_WHOLE_BYTES = 256 * 1024
 """A body up to here is written in one piece with its head; a larger one in such pieces, as fast as they are taken."""
 
-
 Encoded = tuple[bytes, AsyncIterator[bytes] | None, int | None]
 """What to write first; the rest, if it is not all; the body's length (None: chunked). A named one takes 0.3 µs more."""
 

@@ -1,5 +1,6 @@
 """Keys on the hot path: answered from memory, followed through Redis, never a 401 for an outage."""
 
+import asyncio
 import os
 import signal
 import time
@@ -97,6 +98,23 @@ async def test_a_revocation_is_in_force_within_a_second(house: House, provider: 
     while (answer := await call(house.edge, _GOOD)).status_code != 401:
         assert time.monotonic() < deadline
     assert "revoked" in answer.json()["error"]["message"]
+
+
+async def test_a_snapshot_that_cannot_be_read_does_not_end_the_following(house: House, provider: Provider) -> None:
+    provider.answers(_ANSWER, keep=True)
+    client = redis.Redis.from_url(house.url)
+    client.set(SNAPSHOT_KEY, b'{"version": 99, "keys": [1]}')
+    client.publish(SNAPSHOT_CHANNEL, "99")
+    client.close()
+    await asyncio.sleep(0.3)
+    house.keys[hash_key("sk-helio-new")] = Key("k9", "new", "acme", ["proxy", "a word of a later version"])
+    house.keys[hash_key(_GOOD)] = Key("k1", "good", "acme", ["proxy"], revoked=True)
+    house.publish()
+    deadline = time.monotonic() + 1
+    while (await call(house.edge, _GOOD)).status_code != 401:
+        assert time.monotonic() < deadline
+    assert (await call(house.edge, "sk-helio-new")).status_code == 200
+    assert "a key snapshot cannot be read" in house.edge.log.read_text()
 
 
 async def test_without_redis_keys_stay_as_last_known_even_over_a_restart(house: House, provider: Provider) -> None:
