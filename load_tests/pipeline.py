@@ -1,6 +1,6 @@
 """From an answer's end to a row: how soon, how fast, how small; our budgets beside.
 
-    python -m load_tests.pipeline [--kafka] [--seconds 60] [--rate 100]
+    python -m load_tests.pipeline [--kafka [--partitions 1]] [--seconds 60] [--rate 100]
 
 Freshness on a whole `heliograph up` (load_tests/freshness.py), then one worker process alone (load_tests/enrichment.py),
 then bytes on disk (load_tests/storage.py). With --kafka the log is a Kafka of the run's own: freshness, one shipper alone
@@ -86,8 +86,8 @@ def _on_spool(options: argparse.Namespace) -> list[Figure]:
 def _on_kafka(options: argparse.Namespace) -> list[Figure]:
     _say(f"freshness on Kafka: {options.rate:g} calls/s for {options.seconds:g} s")
     with TemporaryDirectory(prefix="heliograph-load-") as folder, running_kafka(Path(folder) / "kafka") as broker:
-        # One partition for one broker, as `up --kafka` makes it: each has batches of its own, and a batch its price.
-        fresh = freshness(options, **kafka_environment(broker.settings.model_copy(update={"partitions": 1})))
+        partitions = {"partitions": options.partitions}
+        fresh = freshness(options, **kafka_environment(broker.settings.model_copy(update=partitions)))
     _say("shipping: one shipper")
     shipped = measure_shipping(events=options.events)
     _say("enrichment from Kafka, publishing: one worker process")
@@ -112,12 +112,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m load_tests.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kafka", action="store_true", help="the log is a Kafka of the run's own")
+    parser.add_argument(
+        "--partitions", type=int, default=1, help="of the Kafka (1, as `up --kafka` makes for one broker)"
+    )
     parser.add_argument("--seconds", type=float, default=60, help="of calls whose rows are watched, s (60)")
     parser.add_argument("--rate", type=float, default=100, help="calls/s (100)")
     parser.add_argument("--events", type=int, default=40_000, help="for enrichment and storage (40,000)")
     options = parser.parse_args(arguments)
     if not 1 <= options.seconds <= 3600 or not 1 <= options.rate <= 2000 or not 5000 <= options.events <= 10_000_000:
         parser.error("--seconds: from 1 to 3600; --rate: from 1 to 2000; --events: from 5000 to 10,000,000")
+    if not 1 <= options.partitions <= 64:
+        parser.error("--partitions: from 1 to 64")
     return options
 
 

@@ -114,6 +114,8 @@ class Targets:
 
     def _named(self, name: str, path: str) -> Target:
         entry = self._by_name.get(name)
+        if entry is None and not name:
+            raise UnknownProvider("The path names no provider. It begins with /v1/, /<provider>/ or /gateway/.")
         if entry is None:
             near = self._near(name.lower()) if len(name) <= _NEAR_LENGTH else []
             hint = f"Near names: {', '.join(near)}." if near else "Providers are listed in schemas/providers.json."
