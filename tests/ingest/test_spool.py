@@ -128,6 +128,21 @@ async def test_a_damaged_record_is_told_and_the_rest_is_read(tmp_path: Path) -> 
     assert len(records) == 10
 
 
+@pytest.mark.parametrize("zeros", [8, 4096])
+async def test_a_tail_of_zeros_holds_no_events(tmp_path: Path, zeros: int) -> None:
+    """What power loss leaves where a file had grown and its data was not yet on the disk."""
+    folder = await fill(tmp_path, 0, 1)
+    path = frames.segments(folder)[0].path
+    path.write_bytes(path.read_bytes() + bytes(zeros))
+    assert list(frames.payloads(path.read_bytes())) == [(payload(0), True)]
+    log = SpoolLog(tmp_path, batch_events=100, batch_bytes=1 << 20)
+    (where,) = await log.partitions()
+    assert await log.end(where) == 1
+    await fill(tmp_path, 1, 1)
+    records = SpoolReader(tmp_path).read(batch(folder, 0, 1))
+    assert numbers([record.payload for record in records]) == [0, 1]
+
+
 async def test_events_not_there_yet_are_to_be_asked_for_again(tmp_path: Path) -> None:
     folder = await fill(tmp_path, 0, 10)
     with pytest.raises(LogUnavailable, match="from 10 on"):
