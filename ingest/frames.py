@@ -15,6 +15,7 @@ _HEADER = struct.Struct("<II")
 HEADER_BYTES = _HEADER.size
 PAYLOAD_BYTES_MAX = 256 * 1024 * 1024
 """A length beyond this is damage, not a record."""
+_CHUNK_BYTES = 1024 * 1024
 
 
 class Segment(NamedTuple):
@@ -61,6 +62,16 @@ def places(descriptor: int, start: Place) -> Iterator[Place]:
         yield Place(offset, position)
 
 
+def last_whole(descriptor: int, start: Place) -> Place:
+    """Where the last record ends whose checksum holds; damaged ones before it are passed by their lengths."""
+    found = at = start
+    for end in places(descriptor, start):
+        if _holds(descriptor, at.position, end.position):
+            found = end
+        at = end
+    return found
+
+
 def payloads(data: bytes) -> Iterator[tuple[bytes, bool]]:
     """Each whole record in `data` with whether its checksum holds."""
     position = 0
@@ -84,3 +95,12 @@ def wanted_bytes(data: bytes) -> int:
 
 def _possible(length: int) -> bool:
     return 0 < length <= PAYLOAD_BYTES_MAX
+
+
+def _holds(descriptor: int, position: int, end: int) -> bool:
+    """Whether the checksum of the record from `position` to `end` does. Read in pieces: a damaged length may be any."""
+    _, checksum = _HEADER.unpack(os.pread(descriptor, HEADER_BYTES, position))
+    found = 0
+    for at in range(position + HEADER_BYTES, end, _CHUNK_BYTES):
+        found = crc32(os.pread(descriptor, min(_CHUNK_BYTES, end - at), at), found)
+    return bool(found == checksum)

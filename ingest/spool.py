@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from ingest import frames
+from ingest.frames import Place
 from ingest.spool_plan import read_plan
 from schemas.settings import SpoolSettings
 
@@ -276,18 +277,17 @@ def _identity(folder: Path) -> str:
 
 
 def _recover(folder: Path) -> tuple[int, int, int]:
-    """Open the newest segment for appending, without what a crash left half written. Gives descriptor, size, offset."""
+    """Open the newest segment for appending, without what a crash left half written. Gives descriptor, size, offset.
+
+    Damage that has whole records behind it stays where it is: readers tell of it, and those records keep their offsets.
+    """
     existing = frames.segments(folder)
     planned = read_plan(folder).planned
     if existing:
         newest = existing[-1]
         descriptor = os.open(newest.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         size = os.fstat(descriptor).st_size
-        offset, good = newest.first, 0
-        for payload, whole in frames.payloads(os.pread(descriptor, size, 0)):
-            if not whole:
-                break
-            offset, good = offset + 1, good + frames.HEADER_BYTES + len(payload)
+        offset, good = frames.last_whole(descriptor, Place(newest.first, 0))
         if good < size:
             log.warning(
                 "the end of a spool file was damaged and is cut off",

@@ -93,6 +93,54 @@ async def test_a_half_written_record_is_cut_off_at_the_next_start(tmp_path: Path
     assert numbers([record.payload for record in records]) == list(range(15))
 
 
+async def test_a_damaged_record_costs_none_of_those_behind_it_at_the_next_start(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 10)
+    path = frames.segments(folder)[-1].path
+    data = bytearray(path.read_bytes())
+    data[4 * 108 + 20] ^= 0x01
+    path.write_bytes(data)
+    await fill(tmp_path, 10, 5)
+    records = SpoolReader(tmp_path).read(batch(folder, 0, 14))
+    assert [record.offset for record in records if record.corrupt] == [4]
+    assert numbers([r.payload for r in records if not r.corrupt]) == [n for n in range(15) if n != 4]
+
+
+async def test_damage_at_the_end_is_cut_off_behind_the_last_whole_record_and_its_bytes_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = await fill(tmp_path, 0, 10)
+    path = frames.segments(folder)[-1].path
+    data = bytearray(path.read_bytes())
+    data[4 * 108 + 20] ^= 0x01
+    for record in (8, 9):
+        data[record * 108 + 20] ^= 0x01
+    path.write_bytes(bytes(data) + b"half")
+    spool = open_spool(tmp_path, SETTINGS)
+    await spool.close()
+    assert spool.durable == 8
+    assert path.read_bytes() == data[: 8 * 108]
+    assert [record.__dict__["bytes"] for record in caplog.records if "cut off" in record.message] == [2 * 108 + 4]
+
+
+async def test_a_file_is_looked_through_at_a_start_without_being_held_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 5_000_000
+    await fill(tmp_path, 0, 3, size=size)
+    pread, read_bytes = os.pread, list[int]()
+
+    def watched(descriptor: int, count: int, position: int) -> bytes:
+        read_bytes.append(len(data := pread(descriptor, count, position)))
+        return data
+
+    monkeypatch.setattr("ingest.frames.os.pread", watched)
+    spool = open_spool(tmp_path, SETTINGS)
+    await spool.close()
+    assert spool.durable == 3
+    assert max(read_bytes) <= 1024 * 1024
+    assert sum(read_bytes) < 3 * size + 1000
+
+
 async def test_the_end_does_not_count_a_half_written_record(tmp_path: Path) -> None:
     folder = await fill(tmp_path, 0, 10)
     with frames.segments(folder)[-1].path.open("ab") as file:
