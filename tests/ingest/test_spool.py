@@ -2,6 +2,8 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -304,6 +306,137 @@ async def test_a_disk_that_fails_for_a_while_loses_nothing(tmp_path: Path, monke
     await spool.close()
     records = SpoolReader(tmp_path).read(batch(spool.folder, 0, 2))
     assert numbers([record.payload for record in records]) == [0, 1, 2]
+
+
+def failing_times(
+    monkeypatch: pytest.MonkeyPatch, name: str, times: int, error: type[Exception] = OSError
+) -> list[int]:
+    """Let this call of the writer thread fail so many times; what is left of them is in the list given back."""
+    real, left = getattr(os, name), [times]
+
+    def failing(*args: object) -> object:
+        if left[0] and threading.current_thread().name == "spool":
+            left[0] -= 1
+            raise error("Input/output error")
+        return real(*args)
+
+    monkeypatch.setattr(f"ingest.spool.os.{name}", failing)
+    return left
+
+
+async def until(seen: Callable[[], bool], timeout_s: float = 5) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not seen():  # noqa: ASYNC110 - a thread is waited for
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "fsync"])
+async def test_a_change_of_file_that_the_disk_fails_is_tried_again_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    spool = open_spool(tmp_path, SMALL_FILES)
+    left = failing_times(monkeypatch, call, 2)
+    for number in range(80):
+        assert spool.append(payload(number, 1000))
+    await until(lambda: spool.failing)
+    await until(lambda: not left[0] and not spool.failing)
+    for number in range(80, 100):
+        assert spool.append(payload(number, 1000))
+    await spool.close()
+    assert len(frames.segments(spool.folder)) == 2
+    records = SpoolReader(tmp_path).read(batch(spool.folder, 0, 99))
+    assert numbers([record.payload for record in records]) == list(range(100))
+
+
+async def test_no_next_file_to_be_had_goes_on_with_the_old_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool(tmp_path, SMALL_FILES)
+    monkeypatch.setattr("ingest.spool._open_segment", _no_more_files)
+    for start in (0, 70):
+        for number in range(start, start + 70):
+            spool.append(payload(number, 1000))
+        await asyncio.sleep(0.2)
+    monkeypatch.undo()
+    assert not spool.failing
+    for number in range(140, 210):
+        spool.append(payload(number, 1000))
+    await spool.close()
+    assert [segment.first for segment in frames.segments(spool.folder)] == [0, 210]
+    records = SpoolReader(tmp_path).read(batch(spool.folder, 0, 209))
+    assert numbers([record.payload for record in records]) == list(range(210))
+
+
+def _no_more_files(*_: object) -> int:
+    raise OSError(24, "Too many open files")
+
+
+async def test_a_half_written_group_that_cannot_be_cut_back_is_cut_before_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool(tmp_path, SETTINGS)
+    spool.append(payload(0))
+    await until(lambda: spool.durable == 1)
+    failing_times(monkeypatch, "ftruncate", 2)
+    write, failures = os.write, iter([3, 3])
+
+    def failing(descriptor: int, data: memoryview) -> int:
+        if next(failures, None):
+            write(descriptor, data[:7])
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr("ingest.spool.os.write", failing)
+    spool.append(payload(1))
+    await until(lambda: spool.durable == 2)
+    await spool.close()
+    records = SpoolReader(tmp_path).read(batch(spool.folder, 0, 1))
+    assert numbers([record.payload for record in records]) == [0, 1]
+
+
+async def test_a_disk_that_begins_to_fail_lets_those_go_who_wait_for_room_and_counts_what_it_drops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool(tmp_path, SpoolSettings(linger_ms=50, queue_bytes_max=1024 * 1024))
+    left = failing_times(monkeypatch, "write", 10**9)
+    for number in range(12):
+        assert spool.append(payload(number, 100_000))
+    assert spool.crowded
+    await asyncio.wait_for(spool.room(), 5)
+    assert spool.failing
+    assert not spool.append(payload(12))
+    assert spool.dropped == 1
+    left[0] = 0
+    await until(lambda: not spool.failing)
+    assert spool.append(payload(12))
+    await spool.close()
+    assert spool.durable == 13
+    assert dropped_events(spool.folder) == 1
+
+
+async def test_what_a_failing_disk_does_not_take_at_the_stop_counts_as_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool(tmp_path, SETTINGS)
+    failing_times(monkeypatch, "write", 10**9)
+    for number in range(5):
+        spool.append(payload(number))
+    await spool.close()
+    assert (spool.durable, spool.dropped) == (0, 5)
+    assert dropped_events(spool.folder) == 5
+
+
+async def test_no_call_waits_for_a_writer_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = open_spool(tmp_path, SpoolSettings(linger_ms=50, queue_bytes_max=1024 * 1024))
+    failing_times(monkeypatch, "write", 10**9, ValueError)
+    for number in range(12):
+        assert spool.append(payload(number, 100_000))
+    assert spool.crowded
+    await asyncio.wait_for(spool.room(), 5)
+    assert spool.failing
+    assert not spool.append(payload(12))
+    await asyncio.wait_for(spool.close(), 5)
+    assert dropped_events(spool.folder) == spool.dropped == 13
 
 
 def test_kill_9_loses_at_most_the_linger(tmp_path: Path) -> None:
