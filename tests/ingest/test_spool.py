@@ -4,15 +4,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ingest import frames
-from ingest.log import LogGap, LogUnavailable, Plan
+from ingest.log import LogError, LogGap, LogUnavailable, Plan
+from ingest.planner import resume
 from ingest.spool import dropped_events, open_spool
 from ingest.spool_log import SpoolLog, SpoolReader, partition_of
-from ingest.spool_plan import read_plan, spool_owner, write_plan
+from ingest.spool_plan import read_plan, spool_owner, write_plan, write_resumed
 from schemas.batch import Batch
 from schemas.settings import SpoolSettings
 
@@ -483,3 +485,27 @@ def test_a_plan_that_cannot_be_read_is_not_taken_for_a_fresh_one(tmp_path: Path)
     with pytest.raises(Exception, match="cannot be read"):
         read_plan(tmp_path)
     assert read_plan(tmp_path / "elsewhere") == Plan()
+
+
+async def test_a_pause_written_without_its_time_is_lifted_too(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 1)
+    (folder / "plan.json").write_text('{"committed":0,"cuts":[],"paused":"why","shipped":false}')
+    log = SpoolLog(tmp_path, batch_events=100, batch_bytes=1 << 20)
+    assert await resume(log) == ["why"]
+    assert await resume(log) == []
+    assert read_plan(folder) == Plan()
+
+
+def test_processes_that_lift_a_pause_at_once_are_not_in_each_others_way(tmp_path: Path) -> None:
+    write_plan(tmp_path, Plan(committed=7, paused="why", paused_ms=5))
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda _: write_resumed(tmp_path, 5), range(100)):
+            assert read_plan(tmp_path) == Plan(committed=7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "resume.json"]
+
+
+def test_a_lifted_pause_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    write_plan(tmp_path, Plan(paused="why", paused_ms=5))
+    (tmp_path / "resume.json").write_text("{broken")
+    with pytest.raises(LogError, match=r"resume\.json cannot be read"):
+        read_plan(tmp_path)
