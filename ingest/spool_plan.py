@@ -7,7 +7,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,11 +26,13 @@ def read_plan(folder: Path) -> Plan:
     """The plan as last written, without a pause that has been lifted since; a fresh one where there is none.
 
     Raises:
-        LogError: a file is there and cannot be understood. Starting afresh would count events twice, so it is left.
+        LogError: the file is there and cannot be understood. Starting afresh would count events twice, so it is left.
     """
     plan = _read(folder / "plan.json", Plan) or Plan()
-    if plan.paused is not None and read_resumed(folder) == plan.paused_ms:
-        return msgspec.structs.replace(plan, paused=None, paused_ms=0)
+    if plan.paused is not None:
+        with suppress(LogError):  # a pause of which nobody can tell that it was lifted stands
+            if read_resumed(folder) == plan.paused_ms:
+                return msgspec.structs.replace(plan, paused=None, paused_ms=0)
     return plan
 
 
@@ -40,28 +42,28 @@ def write_plan(folder: Path, plan: Plan) -> None:
     Raises:
         LogUnavailable: the old plan still stands.
     """
-    _write(folder / "plan.json", plan, by_way_of=folder / "plan.json.new")
+    _write(folder / "plan.json", plan, by_way_of=folder / "plan.json.new", mode=0o600)
 
 
 def read_resumed(folder: Path) -> int | None:
-    """Which pause was lifted last, by its `paused_ms`.
+    """Which pause was lifted last, by its `paused_ms`; None: none ever.
 
     Raises:
-        LogError: the file is there and cannot be understood.
+        LogError: the file is there and cannot be understood; the next resume replaces it.
     """
     resume = _read(folder / "resume.json", Resume)
     return None if resume is None else resume.paused_ms
 
 
 def write_resumed(folder: Path, paused_ms: int) -> None:
-    """Lift a pause. Any process may, several at once too.
+    """Lift a pause. Any process may, several at once too, and of any user who may write here.
 
     Raises:
         LogUnavailable: it was not lifted.
     """
     fresh = folder / f"resume.{uuid.uuid4().hex}.new"
     try:
-        _write(folder / "resume.json", Resume(paused_ms), by_way_of=fresh)
+        _write(folder / "resume.json", Resume(paused_ms), by_way_of=fresh, mode=0o644)
     finally:
         fresh.unlink(missing_ok=True)
 
@@ -78,9 +80,9 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
         raise LogError(f"{path} cannot be read: {error}") from error
 
 
-def _write(path: Path, what: msgspec.Struct, *, by_way_of: Path) -> None:
+def _write(path: Path, what: msgspec.Struct, *, by_way_of: Path, mode: int) -> None:
     try:
-        descriptor = os.open(by_way_of, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(by_way_of, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         with open(descriptor, "wb") as file:
             file.write(msgspec.json.encode(what))
             file.flush()

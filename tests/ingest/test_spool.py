@@ -14,7 +14,7 @@ from ingest.log import LogError, LogGap, LogUnavailable, Plan
 from ingest.planner import resume
 from ingest.spool import dropped_events, open_spool
 from ingest.spool_log import SpoolLog, SpoolReader, partition_of
-from ingest.spool_plan import read_plan, spool_owner, write_plan, write_resumed
+from ingest.spool_plan import read_plan, read_resumed, spool_owner, write_plan, write_resumed
 from schemas.batch import Batch
 from schemas.settings import SpoolSettings
 
@@ -504,8 +504,12 @@ def test_processes_that_lift_a_pause_at_once_are_not_in_each_others_way(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "resume.json"]
 
 
-def test_a_lifted_pause_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    write_plan(tmp_path, Plan(paused="why", paused_ms=5))
-    (tmp_path / "resume.json").write_text("{broken")
+async def test_a_resume_that_cannot_be_read_leaves_the_pause_to_the_next(tmp_path: Path) -> None:
+    folder = await fill(tmp_path, 0, 1)
+    write_plan(folder, Plan(paused="why", paused_ms=5))
+    (folder / "resume.json").write_text("{broken")
+    assert read_plan(folder).paused == "why"
     with pytest.raises(LogError, match=r"resume\.json cannot be read"):
-        read_plan(tmp_path)
+        read_resumed(folder)
+    assert await resume(SpoolLog(tmp_path, batch_events=100, batch_bytes=1 << 20)) == ["why"]
+    assert read_plan(folder).paused is None
