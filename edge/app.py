@@ -138,7 +138,9 @@ def _ready(spool: Spool, snapshots: KeySnapshots, settings: EdgeSettings) -> tup
     problems = {}
     if snapshots.keys is None and settings.auth == "required":
         problems["keys"] = "no key snapshot yet: is Redis reachable, and has control published one?"
-    if spool.level == "full":
+    if spool.failing:
+        problems["spool"] = "the spool does not write: see the edge's log for what its disk says"
+    elif spool.level == "full":
         problems["spool"] = "the spool is full: are planner, workers and ClickHouse running?"
     if problems:
         return 503, msgspec.json.encode({"status": "not ready", "problems": problems})

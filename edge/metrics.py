@@ -23,7 +23,7 @@ first_token_seconds = Histogram(
 )  # fmt: skip
 refused = Counter("heliograph_refused", "Calls the edge itself refused or failed, by error code.", ["code"])
 in_flight = Gauge("heliograph_calls_in_flight", "Calls under way.", multiprocess_mode="livesum")
-events_dropped = Counter("heliograph_events_dropped", "Events lost because the spool was full.")
+events_dropped = Counter("heliograph_events_dropped", "Events lost because the spool was full or its disk failed.")
 spool_bytes = Gauge("heliograph_spool_bytes", "Spool on disk, bytes.", multiprocess_mode="livesum")
 spool_queue_bytes = Gauge(
     "heliograph_spool_queue_bytes", "Events waiting for the disk, bytes.", multiprocess_mode="livesum"

@@ -1,6 +1,7 @@
 """The spool's file format: framed records one after another, each file named by the offset of its first.
 
-A frame is the payload's length and CRC-32 (little-endian, 4 bytes each), then the payload.
+A frame is the payload's length and CRC-32 (little-endian, 4 bytes each), then the payload, which is never empty: power
+loss can leave a file with zeros at its end, and eight of them would else be a record whose checksum holds.
 """
 
 import os
@@ -14,6 +15,7 @@ _HEADER = struct.Struct("<II")
 HEADER_BYTES = _HEADER.size
 PAYLOAD_BYTES_MAX = 256 * 1024 * 1024
 """A length beyond this is damage, not a record."""
+_CHUNK_BYTES = 1024 * 1024
 
 
 class Segment(NamedTuple):
@@ -31,6 +33,7 @@ class Place(NamedTuple):
 
 
 def header(payload: bytes) -> bytes:
+    assert payload
     return _HEADER.pack(len(payload), crc32(payload))
 
 
@@ -53,10 +56,20 @@ def places(descriptor: int, start: Place) -> Iterator[Place]:
     while position + HEADER_BYTES <= size:
         length, _ = _HEADER.unpack(os.pread(descriptor, HEADER_BYTES, position))
         end = position + HEADER_BYTES + length
-        if end > size or length > PAYLOAD_BYTES_MAX:
+        if end > size or not _possible(length):
             return
         offset, position = offset + 1, end
         yield Place(offset, position)
+
+
+def last_whole(descriptor: int, start: Place) -> Place:
+    """Where the last record ends whose checksum holds; damaged ones before it are passed by their lengths."""
+    found = at = start
+    for end in places(descriptor, start):
+        if _holds(descriptor, at.position, end.position):
+            found = end
+        at = end
+    return found
 
 
 def payloads(data: bytes) -> Iterator[tuple[bytes, bool]]:
@@ -65,7 +78,7 @@ def payloads(data: bytes) -> Iterator[tuple[bytes, bool]]:
     while position + HEADER_BYTES <= len(data):
         length, checksum = _HEADER.unpack_from(data, position)
         start = position + HEADER_BYTES
-        if start + length > len(data) or length > PAYLOAD_BYTES_MAX:
+        if start + length > len(data) or not _possible(length):
             return
         payload = data[start : start + length]
         yield payload, crc32(payload) == checksum
@@ -77,4 +90,17 @@ def wanted_bytes(data: bytes) -> int:
     if len(data) < HEADER_BYTES:
         return HEADER_BYTES
     length, _ = _HEADER.unpack_from(data)
-    return HEADER_BYTES + length if length <= PAYLOAD_BYTES_MAX else len(data)
+    return HEADER_BYTES + length if _possible(length) else len(data)
+
+
+def _possible(length: int) -> bool:
+    return 0 < length <= PAYLOAD_BYTES_MAX
+
+
+def _holds(descriptor: int, position: int, end: int) -> bool:
+    """Whether the checksum of the record from `position` to `end` does. Read in pieces: a damaged length may be any."""
+    _, checksum = _HEADER.unpack(os.pread(descriptor, HEADER_BYTES, position))
+    found = 0
+    for at in range(position + HEADER_BYTES, end, _CHUNK_BYTES):
+        found = crc32(os.pread(descriptor, min(_CHUNK_BYTES, end - at), at), found)
+    return bool(found == checksum)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.client import ConnectionGroup
 from aiokafka.errors import (
@@ -28,13 +29,13 @@ from aiokafka.structs import OffsetAndMetadata
 
 from ingest import metrics
 from ingest.kafka_client import admin, close, connection, unavailable_as_ours
-from ingest.kafka_plan import from_metadata, mark_of, to_metadata
+from ingest.kafka_plan import from_metadata, mark_of, resumed_by, to_metadata
 from ingest.log import LogGap, LogUnavailable, Plan, PlanMoved
 from schemas.batch import Partition
 from schemas.settings import KafkaSettings
 
 _STARTS_EVERY_S = 5.0
-_PAUSED_EVERY_S = 1.0
+_RESUMED_EVERY_S = 1.0
 _NOT_OURS = (IllegalGenerationError, UnknownMemberIdError, RebalanceInProgressError)
 _NEVER_MS = sys.maxsize
 
@@ -72,8 +73,8 @@ class KafkaLog:
         self._ends: dict[Partition, int] = {}
         self._starts: dict[Partition, int] = {}
         self._starts_at = float("-inf")
-        self._paused: dict[Partition, str] = {}
-        self._paused_at = float("-inf")
+        self._resumed: dict[Partition, int | None] = {}
+        self._resumed_at = float("-inf")
 
     async def partitions(self) -> Sequence[Partition]:
         """Those assigned now, with their ends read in one question. Empty while the group is dealing anew."""
@@ -128,12 +129,12 @@ class KafkaLog:
         async with self._trouble(f"saving the plan of {partition}"):
             await self._commit(consumer, claim, partition, plan)
 
-    async def paused(self, partition: Partition) -> str | None:
+    async def resumed(self, partition: Partition) -> int | None:
         now = asyncio.get_running_loop().time()
-        if now - self._paused_at > _PAUSED_EVERY_S:
-            self._paused = await _paused(self._settings, list(self._ends))
-            self._paused_at = now
-        return self._paused.get(partition)
+        if now - self._resumed_at > _RESUMED_EVERY_S:
+            self._resumed = await _resumed(self._settings, list(self._ends))
+            self._resumed_at = now
+        return self._resumed.get(partition)
 
     async def close(self) -> None:
         """Say nothing to the group: whoever restarts this planner has its partitions again."""
@@ -212,11 +213,12 @@ class KafkaPauses:
         return sorted(where for where in found if where.topic == self._settings.requests_topic)
 
     async def paused(self, partition: Partition) -> str | None:
-        return (await _paused(self._settings, [partition])).get(partition)
+        return (await self._plan(partition)).paused
 
-    async def resume(self, partition: Partition) -> None:
-        found = await committed(self._settings, planner_group(self._settings), [partition])
-        plan = from_metadata(found[partition].offset, found[partition].metadata)
+    async def resume(self, partition: Partition) -> str | None:
+        plan = await self._plan(partition)
+        if plan.paused is None:
+            return None
         consumer = AIOKafkaConsumer(
             group_id=resume_group(self._settings), enable_auto_commit=False, **connection(self._settings)
         )
@@ -227,6 +229,16 @@ class KafkaPauses:
                 await consumer.commit({_theirs(partition): (plan.planned, mark_of(plan))})
         finally:
             await close(consumer.stop, consumer._client.close)
+        return plan.paused
+
+    async def _plan(self, partition: Partition) -> Plan:
+        """A partition's plan, without a pause that has been lifted since."""
+        found = (await committed(self._settings, planner_group(self._settings), [partition])).get(partition)
+        plan = Plan() if found is None else from_metadata(found.offset, found.metadata)
+        lifted = await _resumed(self._settings, [partition])
+        if plan.paused is not None and lifted.get(partition) == plan.paused_ms:
+            return msgspec.structs.replace(plan, paused=None, paused_ms=0)
+        return plan
 
 
 async def committed(
@@ -243,15 +255,9 @@ async def committed(
     return {_ours(where): written for where, written in found.items() if written.offset >= 0}
 
 
-async def _paused(settings: KafkaSettings, partitions: Sequence[Partition]) -> dict[Partition, str]:
-    written = await committed(settings, planner_group(settings), partitions)
-    lifted = await committed(settings, resume_group(settings), partitions)
-    plans = {where: from_metadata(found.offset, found.metadata) for where, found in written.items()}
-    return {
-        where: plan.paused
-        for where, plan in plans.items()
-        if plan.paused is not None and (where not in lifted or lifted[where].metadata != mark_of(plan))
-    }
+async def _resumed(settings: KafkaSettings, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
+    found = await committed(settings, resume_group(settings), partitions)
+    return {where: resumed_by(written.metadata) for where, written in found.items()}
 
 
 class _NoPayloads(ConsumerRebalanceListener):  # type: ignore[misc]

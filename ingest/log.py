@@ -30,6 +30,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Where the batches after it end: next offsets, growing. The first batch begins at `committed`."""
     paused: str | None = None
     """Why no more batches are cut."""
+    paused_ms: int = 0
+    """When that was decided, milliseconds since 1970: a resume names it, and so lifts this pause and no other."""
     shipped: bool = False
     """Of a spool whose log is Kafka: the shipper wrote this, and the one cut is the transaction at hand."""
 
@@ -72,8 +74,9 @@ class Pauses(Protocol):
         """Why the partition is paused; None: it is not, or no more."""
         ...
 
-    async def resume(self, partition: Partition) -> None:
-        """Let it be planned again. Its planner sees that at its next turn."""
+    async def resume(self, partition: Partition) -> str | None:
+        """Let it be planned again; gives why it was paused, None: it is not. Its planner sees that at its next turn,
+        whatever it has written meanwhile."""
         ...
 
 
@@ -117,8 +120,8 @@ class Log(Protocol):
         """
         ...
 
-    async def paused(self, partition: Partition) -> str | None:
-        """Why the partition is paused, as `Pauses` has it."""
+    async def resumed(self, partition: Partition) -> int | None:
+        """Which pause of the partition was lifted last, by its `paused_ms`; None: none ever. As of a moment ago."""
         ...
 
 

@@ -8,6 +8,7 @@ one, is short and stays.
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -146,19 +147,34 @@ class Objects:
                     break
         return deleted
 
+    def parts(self, records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+        """The records in their order, cut so that the large bodies of a part are no more than may be held at a time."""
+        start = held_bytes = 0
+        for place, record in enumerate(records):
+            wanted_bytes = sum(max(0, body.size - len(body.tail)) for body in _moved(record))
+            if held_bytes and held_bytes + wanted_bytes > self._settings.read_bytes:
+                yield records[start:place]
+                start, held_bytes = place, 0
+            held_bytes += wanted_bytes
+        if start < len(records):
+            yield records[start:]
+
     def bodies_of(self, records: Sequence[Record]) -> dict[str, bytes]:
         """Every large body that these records refer to, by its name. One that is gone is left out. Blocks.
 
         Raises:
             ObjectsUnavailable.
         """
-        found: dict[str, bytes] = {}
-        for record in records:
-            for name in _references(record):
-                data = self.get(name)
-                if data is not None:
-                    found[name] = data
-        return found
+        names = list(dict.fromkeys(body.reference for record in records for body in _moved(record) if body.reference))
+        if not names:
+            return {}
+        pool = ThreadPoolExecutor(min(len(names), self._settings.read_at_once), thread_name_prefix="objects")
+        try:
+            found = zip(names, pool.map(self.get, names), strict=True)
+            return {name: data for name, data in found if data is not None}
+        finally:
+            # Whoever is told to end, or has seen one fail, must not wait for the others.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
@@ -213,14 +229,15 @@ def _name(event: Event, side: str, data: bytes) -> str:
     return f"{_BODIES}/{quote(event.project_id, safe='')}/{day}/{quote(event.id, safe='')}/{side}-{digest}"
 
 
-def _references(record: Record) -> list[str]:
+def _moved(record: Record) -> list[Body]:
+    """Those bodies of a record that are objects."""
     if record.corrupt or _MARK not in record.payload:
         return []
     try:
         event = unpack(record.payload)
     except BadEvent:
         return []
-    return [body.reference for body in (event.request, event.response) if body is not None and body.reference]
+    return [body for body in (event.request, event.response) if body is not None and body.reference]
 
 
 def _open(settings: ObjectSettings, data_dir: Path) -> "ObjectStore":

@@ -130,10 +130,8 @@ class Planner:
             # After a restart nobody knows what was handed out: the ledger is asked first, the rest goes out again.
             lane.outstanding = {b.first: _Outstanding(b, 0.0, 0) for b in lane.plan.batches(partition)}
             self._lanes[partition] = lane
-        if lane.plan.paused and await self._log.paused(partition) is None:
-            lane.plan = msgspec.structs.replace(lane.plan, paused=None)
-            log.info("planning is resumed", extra={"partition": str(partition)})
         try:
+            await self._lift(partition, lane)
             await self._settle(partition, lane)
         finally:
             try:
@@ -159,6 +157,15 @@ class Planner:
                 f"see docs/operations.md, 'A plan is lost'"
             )
         return Plan(committed=await self._log.start(partition))
+
+    async def _lift(self, partition: Partition, lane: _Lane) -> None:
+        """End a pause that somebody has lifted. Written down, since what they wrote is not kept for ever."""
+        if not lane.plan.paused or await self._log.resumed(partition) != lane.plan.paused_ms:
+            return
+        plan = msgspec.structs.replace(lane.plan, paused=None, paused_ms=0)
+        await self._log.save_plan(partition, plan)
+        lane.plan = plan
+        log.info("planning is resumed", extra={"partition": str(partition)})
 
     async def _settle(self, partition: Partition, lane: _Lane) -> None:
         """Step 1."""
@@ -260,7 +267,7 @@ class Planner:
         if lane.plan.paused or window < self._settings.dead_window or dead < window * self._settings.dead_ratio_max:
             return
         reason = f"{dead} of the last {window} events of {partition} became dead letters"
-        plan = msgspec.structs.replace(lane.plan, paused=reason)
+        plan = msgspec.structs.replace(lane.plan, paused=reason, paused_ms=time.time_ns() // 1_000_000)
         await self._log.save_plan(partition, plan)
         lane.plan = plan
         lane.recent.clear()
@@ -284,10 +291,5 @@ def _forget_lag(partition: Partition) -> None:
 async def resume(pauses: Pauses) -> list[str]:
     """Let paused partitions be planned again; gives the reasons they were paused for. A running planner sees it at its
     next turn."""
-    reasons = []
-    for partition in await pauses.partitions():
-        reason = await pauses.paused(partition)
-        if reason is not None:
-            reasons.append(reason)
-            await pauses.resume(partition)
-    return reasons
+    reasons = [await pauses.resume(partition) for partition in await pauses.partitions()]
+    return [reason for reason in reasons if reason is not None]

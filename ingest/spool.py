@@ -7,7 +7,8 @@ writing does not wait for it.
 
 When the disk is the limit: a full list makes the end of a call wait for the next group. When the folder is the limit
 (nothing takes the events away): from nine tenths of `bytes_max` on events go in without their bodies, beyond it they
-are dropped, counted in `dropped` and said in the log. A call itself is never refused for it.
+are dropped, counted in `dropped` and said in the log. A call itself is never refused for it. A disk that fails is tried
+again and again; meanwhile the list fills, and beyond `queue_bytes_max` events are dropped too.
 """
 
 import asyncio
@@ -18,10 +19,12 @@ import os
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from ingest import frames
+from ingest.frames import Place
 from ingest.spool_plan import read_plan
 from schemas.settings import SpoolSettings
 
@@ -55,13 +58,18 @@ class Spool:
         self._wake = threading.Event()
         self._stopping = False
         self._failing = False
+        self._ended = False
+        self._torn = False
+        """Whether a part of a group may stand at the file's end."""
         self._room: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self.id = _identity(folder)
         self.dropped = dropped_events(folder)
-        """Events refused because the spool was full, since it was made."""
+        """Events lost because the spool was full or its disk failed, since it was made."""
+        self._dropped_noted = self.dropped
         self._descriptor, self._segment_bytes, self.durable = _recover(folder)
         """`durable`: the next offset after the newest event that a kill of this process leaves behind."""
+        self._file_bytes_max = settings.segment_bytes
         self._recount()
         self._unsynced = threading.Event()
         # Held around each sync and each change of file.
@@ -72,8 +80,9 @@ class Spool:
             threading.Thread(target=self._sync, name="spool sync", daemon=True).start()
 
     def append(self, payload: bytes) -> bool:
-        """Take an event; it is durable within `linger_ms`. False: the spool is full and the event was dropped."""
-        if self.level == "full" or (self._failing and self.queue_bytes > self._queue_bytes_max):
+        """Take an event; it is durable within `linger_ms`. False: the event was dropped, for the spool
+        is full or its disk fails."""
+        if self.level == "full" or self._ended or (self._failing and self.queue_bytes > self._queue_bytes_max):
             self.dropped += 1
             return False
         self._pending += (frames.header(payload), payload)
@@ -90,13 +99,20 @@ class Spool:
     @property
     def crowded(self) -> bool:
         """Whether the list is full: the caller should wait for `room`."""
-        return self._appended_bytes - self._written_bytes > self._queue_bytes_max and not self._failing
+        return self._appended_bytes - self._written_bytes > self._queue_bytes_max and not self.failing
+
+    @property
+    def failing(self) -> bool:
+        """Whether events do not reach the disk at present: it refuses them, or the writer has ended."""
+        return self._failing or self._ended
 
     async def room(self) -> None:
-        """Wait until the writer has taken the list."""
+        """Wait until the writer has taken the list, or cannot."""
         while self.crowded:
             if self._room is None:
+                # Looked at again before waiting: the writer may have found nobody to tell just now.
                 self._room = self._loop.create_future()
+                continue
             await asyncio.shield(self._room)
 
     async def close(self) -> None:
@@ -107,10 +123,18 @@ class Spool:
         if self._thread.is_alive():
             log.error("the spool's last events could not be written", extra={"bytes": self.queue_bytes})
             return
+        if self._pending:
+            left = len(self._pending) // 2
+            self.dropped += left
+            log.error("events lost at stop: the disk did not take them", extra={"events": left})
+        self._note_dropped()
         with self._syncing:
-            if self.settings.fsync == "group":
-                os.fdatasync(self._descriptor)
-            os.close(self._descriptor)
+            try:
+                if self.settings.fsync == "group":
+                    os.fdatasync(self._descriptor)
+            except OSError as error:
+                log.error("the spool's disk could not be synced", extra={"error": str(error)})
+            _close(self._descriptor)
             self._descriptor = -1
         os.close(self._lock)
 
@@ -124,8 +148,18 @@ class Spool:
     # only around the write: once to take the list, once to say that it is on disk.
 
     def _run(self) -> None:
+        try:
+            self._write_on()
+        except BaseException:
+            log.exception("the spool's writer has ended; events are dropped until the edge is restarted")
+        finally:
+            self._ended = True
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._open_room)
+
+    def _write_on(self) -> None:
         linger_s = self.settings.linger_ms / 1000
-        counted_at = dropped_noted = 0.0
+        counted_at = 0.0
         while not (self._stopping and not self._pending):
             # Woken at least once a second, since what the planner frees is only seen by looking.
             if self._wake.wait(_RECOUNT_S):
@@ -136,41 +170,44 @@ class Spool:
             if now - counted_at > _RECOUNT_S:
                 counted_at = now
                 self._recount()
-                if self.dropped != dropped_noted:
-                    dropped_noted = self.dropped
-                    self._note_dropped()
-            if self._pending:
-                self._write_group()
+                self._note_dropped()
+            took = not self._pending or self._write_group()
+            # A full file is followed by the next at once, so that it can be freed.
+            if took and self._file_is_full:
+                took = self._write(b"")
+            if not took:
+                if self._stopping:
+                    return
+                time.sleep(_RETRY_S)
+                self._wake.set()
 
-    def _write_group(self) -> None:
+    def _write_group(self) -> bool:
         # Appending only ever adds behind `count`, so taking the front needs no lock.
         count = len(self._pending)
         data = b"".join(self._pending[:count])
-        while not self._write(data):
-            if self._stopping:
-                log.error("events lost at stop: the disk did not take them", extra={"events": count // 2})
-                break
-            time.sleep(_RETRY_S)
+        if not self._write(data):
+            return False
         del self._pending[:count]
         self.durable += count // 2
         self._written_bytes += len(data)
         self.disk_bytes += len(data)
         if self._room is not None and self.queue_bytes <= self._queue_bytes_max:
             self._loop.call_soon_threadsafe(self._open_room)
-        if self._segment_bytes >= self.settings.segment_bytes:
-            self._rotate()
+        return True
 
     def _write(self, data: bytes) -> bool:
-        """Whether all of it is in the file; if not, nothing is."""
-        view = memoryview(data)
+        """Whether all of it is in the file; if not, nothing is. Begins the next file first when this one is full."""
         try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            if self._file_is_full:
+                self._rotate()
+            self._put(data)
         except OSError as error:
             if not self._failing:
                 log.error("the spool's disk does not take events; trying on", extra={"error": str(error)})
-            self._failing = True
-            os.ftruncate(self._descriptor, self._segment_bytes)
+                self._failing = True
+                self._loop.call_soon_threadsafe(self._open_room)
+            with suppress(OSError):  # else before the next try
+                self._cut_back()
             return False
         if self._failing:
             log.warning("the spool's disk takes events again")
@@ -178,6 +215,19 @@ class Spool:
         self._segment_bytes += len(data)
         self._unsynced.set()
         return True
+
+    def _put(self, data: bytes) -> None:
+        self._cut_back()
+        self._torn = True
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        self._torn = False
+
+    def _cut_back(self) -> None:
+        if self._torn:
+            os.ftruncate(self._descriptor, self._segment_bytes)
+            self._torn = False
 
     def _sync(self) -> None:
         """What has been written survives a `kill -9` at once, and power loss once this has been by: a disk that takes
@@ -194,20 +244,38 @@ class Spool:
                     except OSError as error:
                         log.error("the spool's disk could not be synced", extra={"error": str(error)})
 
+    @property
+    def _file_is_full(self) -> bool:
+        return self._segment_bytes >= self._file_bytes_max
+
     def _rotate(self) -> None:
-        try:
-            descriptor = _open_segment(self.folder, self.durable)
-        except OSError as error:
-            log.error("no new spool file could be made; going on with the old", extra={"error": str(error)})
-            return
+        """Go on in the next file.
+
+        Raises:
+            OSError: to be tried again before anything is written. The next file may stand there already, and readers
+                then look there for what comes.
+        """
         with self._syncing:
             if self.settings.fsync == "group":
                 os.fdatasync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor, self._segment_bytes = descriptor, 0
+            try:
+                descriptor = _open_segment(self.folder, self.durable)
+            except OSError as error:
+                if frames.segment_path(self.folder, self.durable).exists():
+                    raise
+                log.error("no new spool file could be made; going on with the old", extra={"error": str(error)})
+                self._file_bytes_max = self._segment_bytes + self.settings.segment_bytes
+                return
+            full, self._descriptor = self._descriptor, descriptor
+            self._segment_bytes, self._file_bytes_max = 0, self.settings.segment_bytes
+        _close(full)
 
     def _recount(self) -> None:
-        self.disk_bytes = sum(_size(segment.path) for segment in frames.segments(self.folder))
+        try:
+            self.disk_bytes = sum(_size(segment.path) for segment in frames.segments(self.folder))
+        except OSError as error:
+            log.error("the spool's size could not be told", extra={"error": str(error)})
+            return
         limit = self.settings.bytes_max
         level: Level = (
             "full" if self.disk_bytes >= limit else "no_bodies" if self.disk_bytes >= 0.9 * limit else "normal"
@@ -223,8 +291,12 @@ class Spool:
             self.level = level
 
     def _note_dropped(self) -> None:
+        dropped = self.dropped
+        if dropped == self._dropped_noted:
+            return
         try:
-            (self.folder / "dropped.json").write_text(json.dumps({"events": self.dropped}))
+            (self.folder / "dropped.json").write_text(json.dumps({"events": dropped}))
+            self._dropped_noted = dropped
         except OSError as error:
             log.error("the count of dropped events could not be kept", extra={"error": str(error)})
 
@@ -276,18 +348,17 @@ def _identity(folder: Path) -> str:
 
 
 def _recover(folder: Path) -> tuple[int, int, int]:
-    """Open the newest segment for appending, without what a crash left half written. Gives descriptor, size, offset."""
+    """Open the newest segment for appending, without what a crash left half written. Gives descriptor, size, offset.
+
+    Damage that has whole records behind it stays where it is: readers tell of it, and those records keep their offsets.
+    """
     existing = frames.segments(folder)
     planned = read_plan(folder).planned
     if existing:
         newest = existing[-1]
         descriptor = os.open(newest.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         size = os.fstat(descriptor).st_size
-        offset, good = newest.first, 0
-        for payload, whole in frames.payloads(os.pread(descriptor, size, 0)):
-            if not whole:
-                break
-            offset, good = offset + 1, good + frames.HEADER_BYTES + len(payload)
+        offset, good = frames.last_whole(descriptor, Place(newest.first, 0))
         if good < size:
             log.warning(
                 "the end of a spool file was damaged and is cut off",
@@ -302,13 +373,30 @@ def _recover(folder: Path) -> tuple[int, int, int]:
 
 
 def _open_segment(folder: Path, first: int) -> int:
-    descriptor = os.open(
-        frames.segment_path(folder, first), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-    )
-    directory = os.open(folder, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
+    """The new segment's descriptor. One that an earlier try has left there is empty, and taken.
+
+    Raises:
+        OSError: it is not there, or not for good yet.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    descriptor = os.open(frames.segment_path(folder, first), flags, 0o600)
+    try:
+        assert os.fstat(descriptor).st_size == 0
+        directory = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def _close(descriptor: int) -> None:
+    """What a failing disk says here it has said before, and the descriptor is free all the same."""
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

@@ -10,7 +10,7 @@ import msgspec
 from ingest import frames
 from ingest.frames import Place, Segment
 from ingest.log import LogError, LogGap, LogUnavailable, Plan, Record
-from ingest.spool_plan import read_plan, write_plan
+from ingest.spool_plan import read_plan, read_resumed, write_plan, write_resumed
 from schemas.batch import Batch, Partition
 
 
@@ -90,9 +90,15 @@ class SpoolLog:
     async def paused(self, partition: Partition) -> str | None:
         return read_plan(self._folders[partition]).paused
 
-    async def resume(self, partition: Partition) -> None:
+    async def resume(self, partition: Partition) -> str | None:
         folder = self._folders[partition]
-        write_plan(folder, msgspec.structs.replace(read_plan(folder), paused=None))
+        plan = read_plan(folder)
+        if plan.paused is not None:
+            write_resumed(folder, plan.paused_ms)
+        return plan.paused
+
+    async def resumed(self, partition: Partition) -> int | None:
+        return read_resumed(self._folders[partition])
 
     async def start(self, partition: Partition) -> int:
         """The oldest offset still here."""

@@ -1,29 +1,39 @@
-"""A spool's plan, kept in a file beside its segments: replaced whole, synced before anybody acts on it."""
+"""A spool's plan, kept in a file beside its segments: replaced whole, synced before anybody acts on it.
+
+The plan is its planner's alone. Who lifts a pause writes a file of its own, `resume.json`, which names that pause.
+"""
 
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from ingest.log import LogError, LogUnavailable, Plan
 
 
+class Resume(msgspec.Struct, frozen=True):
+    """Which pause was lifted last."""
+
+    paused_ms: int
+
+
 def read_plan(folder: Path) -> Plan:
-    """The plan as last written; a fresh one where there is none.
+    """The plan as last written, without a pause that has been lifted since; a fresh one where there is none.
 
     Raises:
         LogError: the file is there and cannot be understood. Starting afresh would count events twice, so it is left.
     """
-    path = folder / "plan.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Plan)
-    except FileNotFoundError:
-        return Plan()
-    except (OSError, msgspec.DecodeError) as error:
-        raise LogError(f"{path} cannot be read: {error}") from error
+    plan = _read(folder / "plan.json", Plan) or Plan()
+    if plan.paused is not None:
+        with suppress(LogError):  # a pause of which nobody can tell that it was lifted stands
+            if read_resumed(folder) == plan.paused_ms:
+                return msgspec.structs.replace(plan, paused=None, paused_ms=0)
+    return plan
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
@@ -32,20 +42,59 @@ def write_plan(folder: Path, plan: Plan) -> None:
     Raises:
         LogUnavailable: the old plan still stands.
     """
-    fresh = folder / "plan.json.new"
+    _write(folder / "plan.json", plan, by_way_of=folder / "plan.json.new", mode=0o600)
+
+
+def read_resumed(folder: Path) -> int | None:
+    """Which pause was lifted last, by its `paused_ms`; None: none ever.
+
+    Raises:
+        LogError: the file is there and cannot be understood; the next resume replaces it.
+    """
+    resume = _read(folder / "resume.json", Resume)
+    return None if resume is None else resume.paused_ms
+
+
+def write_resumed(folder: Path, paused_ms: int) -> None:
+    """Lift a pause. Any process may, several at once too, and of any user who may write here.
+
+    Raises:
+        LogUnavailable: it was not lifted.
+    """
+    fresh = folder / f"resume.{uuid.uuid4().hex}.new"
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, msgspec.json.encode(plan))
+        _write(folder / "resume.json", Resume(paused_ms), by_way_of=fresh, mode=0o644)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+def _read(path: Path, kind: type[_T]) -> _T | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise LogError(f"{path} cannot be read: {error}") from error
+
+
+def _write(path: Path, what: msgspec.Struct, *, by_way_of: Path, mode: int) -> None:
+    try:
+        descriptor = os.open(by_way_of, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with open(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(what))
+            file.flush()
             os.fdatasync(descriptor)
+        os.replace(by_way_of, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
         finally:
-            os.close(descriptor)
-        os.replace(fresh, folder / "plan.json")
-        directory = os.open(folder, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
+            os.close(directory)
     except OSError as error:
-        raise LogUnavailable(f"the plan in {folder} cannot be written: {error}") from error
+        raise LogUnavailable(f"{path} cannot be written: {error}") from error
 
 
 @contextmanager

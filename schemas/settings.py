@@ -189,6 +189,10 @@ class ObjectSettings(Group):
         {}, description="options of that store by obstore's names, as …__OPTIONS__AWS_REGION=eu-west-1"
     )
     timeout_s: Seconds = Field(10, le=300, description="longest wait for one object, tries included, s")
+    read_at_once: int = Field(16, ge=1, le=256, description="large bodies that a worker or a replay reads at a time")
+    read_bytes: int = Field(
+        64 * MIB, ge=MIB, description="large bodies that it holds at a time, bytes; one event's alone may be more"
+    )
     expire_every_s: Seconds = Field(
         3600, le=86_400, description="how often shippers delete what is older than the retention of bodies, s"
     )

@@ -69,10 +69,8 @@ def enrich(batch: Batch, services: Services) -> Confirmation:
         return standing.confirmation
     with _step("read"):
         records = services.reader.read(batch)
-        bodies = {} if services.objects is None else services.objects.bodies_of(records)
-    with _step("compute"):
-        window = rows.window_at(now_ms(), keep_days=services.keep_days)
-        computed = compute(records, prices=services.prices, window=window, dead=standing.dead, bodies=bodies)
+    window = rows.window_at(now_ms(), keep_days=services.keep_days)
+    computed = compute_parts(records, services.objects, prices=services.prices, window=window, dead=standing.dead)
     with _step("insert"):
         work = stored_batch(batch, computed, services.store)
         services.store.insert(work)
@@ -116,6 +114,29 @@ class Computed(msgspec.Struct):
         return [Identity(*row[:3]) for row in self.requests]  # type: ignore[arg-type]
 
 
+def compute_parts(
+    records: Sequence[Record],
+    objects: Objects | None,
+    *,
+    prices: PriceBook,
+    window: rows.Window,
+    dead: Mapping[int, Verdict] = MappingProxyType({}),
+) -> Computed:
+    """`compute` of one batch's records, a part at a time where all their large bodies at once would be too many bytes.
+
+    Raises:
+        ObjectsUnavailable: nothing is known of the batch.
+    """
+    computed = Computed()
+    for part in [records] if objects is None else objects.parts(records):
+        with _step("bodies"):
+            bodies = {} if objects is None else objects.bodies_of(part)
+        with _step("compute"):
+            compute(part, prices=prices, window=window, dead=dead, bodies=bodies, into=computed)
+        del bodies  # else they would be held while the next are read
+    return computed
+
+
 def compute(
     records: Sequence[Record],
     *,
@@ -123,15 +144,18 @@ def compute(
     window: rows.Window,
     dead: Mapping[int, Verdict] = MappingProxyType({}),
     bodies: Mapping[str, bytes] = MappingProxyType({}),
+    into: Computed | None = None,
 ) -> Computed:
-    """Rows and dead letters of one batch's records. Pure.
+    """Rows and dead letters of records. Pure.
 
     Args:
         window: the times that events may bear.
         dead: by offset, what is a dead letter already and stays so.
         bodies: large bodies by the references of their events. They are read for the usage and stay where they are.
+        into: what the records before these came to; these are added to it.
     """
-    computed = Computed(events=len(records))
+    computed = Computed() if into is None else into
+    computed.events += len(records)
     for record in records:
         if (verdict := dead.get(record.offset)) is not None:
             computed.dead_before.append(DeadLetter(record, *verdict, None))

@@ -25,7 +25,8 @@ wide_batches = Counter(
 )
 step_seconds = Histogram(
     "heliograph_worker_step_seconds",
-    "One step of a batch: look (in the ledger), read, compute, insert, publish (where Kafka is the log), confirm.",
+    "One step of a batch: look (in the ledger), read, for each part of it bodies (large ones) and compute, insert, "
+    "publish (where Kafka is the log), confirm.",
     ["step"],
     buckets=_SECONDS,
 )

@@ -31,7 +31,7 @@ from pricing.prices import PriceBook
 from schemas.batch import Batch
 from schemas.settings import ClickHouseSettings
 from workers import rows
-from workers.enrich import Computed, DeadLetter, compute, dead_row, note_dead, now_ms
+from workers.enrich import Computed, DeadLetter, compute_parts, dead_row, note_dead, now_ms
 from workers.letters import Selection, dead_letters
 from workers.publish import Letter, Publisher
 from workers.rollups import Rollups, Slice, slices_of
@@ -168,8 +168,7 @@ class Replayer:
     def _look(self, batch: Batch, records: Sequence[Record], prefix: str) -> _Plan:
         """Steps 1 and 2: what is missing. Reads only."""
         store = self._store
-        bodies = {} if self._objects is None else self._objects.bodies_of(records)
-        computed = compute(records, prices=self._prices, window=self._window, bodies=bodies)
+        computed = compute_parts(records, self._objects, prices=self._prices, window=self._window)
         ledgered = Batch(prefix + batch.topic, batch.partition, batch.first, batch.last)
         # Before the tables: whoever stores this range meanwhile makes the ledger's count rise after them.
         times = store.times(ledgered)

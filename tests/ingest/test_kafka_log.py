@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
@@ -216,19 +217,34 @@ async def test_a_lost_plan_is_not_begun_afresh(kafka: KafkaSettings, tmp_path: P
 
 
 async def test_a_pause_is_lifted_from_outside_the_group(kafka: KafkaSettings) -> None:
-    where = where_of(kafka)
+    where, pauses = where_of(kafka), KafkaPauses(kafka)
     async with opened(kafka) as log:
         await assigned(log, 3)
         await log.load_plan(where)
-        await log.save_plan(where, Plan(committed=5, cuts=(9,), paused="too many died"))
-        assert await log.paused(where) == "too many died"
-        assert await resume(KafkaPauses(kafka)) == ["too many died"]
-        log._paused_at = float("-inf")
-        assert await log.paused(where) is None
-        assert await resume(KafkaPauses(kafka)) == []
-        await log.save_plan(where, Plan(committed=9, cuts=(12,), paused="again"))
-        log._paused_at = float("-inf")
-        assert await log.paused(where) == "again"
+        await log.save_plan(where, Plan(committed=5, cuts=(9,), paused="too many died", paused_ms=1))
+        assert await log.resumed(where) is None
+        assert await pauses.paused(where) == "too many died"
+        assert await resume(pauses) == ["too many died"]
+        log._resumed_at = float("-inf")
+        assert await log.resumed(where) == 1
+        assert await pauses.paused(where) is None
+        assert await resume(pauses) == []
+        await log.save_plan(where, Plan(committed=9, cuts=(12,), paused="again", paused_ms=2))
+        assert await pauses.paused(where) == "again"
+        log._resumed_at = float("-inf")
+        assert await log.resumed(where) == 1
+
+
+async def test_a_resume_holds_while_a_batch_settles_and_the_plan_is_written_anew(kafka: KafkaSettings) -> None:
+    where, pauses = where_of(kafka), KafkaPauses(kafka)
+    plan = Plan(committed=5, cuts=(9,), paused="too many died")
+    async with opened(kafka) as log:
+        await assigned(log, 3)
+        await log.load_plan(where)
+        await log.save_plan(where, plan)
+        assert await resume(pauses) == ["too many died"]
+        await log.save_plan(where, msgspec.structs.replace(plan, committed=9, cuts=()))
+        assert await pauses.paused(where) is None
 
 
 async def test_a_broker_away_is_told_in_time_and_planning_goes_on_when_it_is_back(

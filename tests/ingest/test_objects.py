@@ -1,17 +1,22 @@
 """Moved bodies: what a name may be, how much is read of an object, and how long it is kept."""
 
+import asyncio
 import os
 import threading
+import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from ingest import metrics
+from ingest.log import Record
 from ingest.objects import Objects, ObjectsUnavailable, ObjectTooLarge, belongs_to
 from ingest.objects_expiry import Expiry, expire
+from schemas.event import Body, Event, pack
 from schemas.settings import ObjectSettings, RetentionSettings
 
+MIB = 1024 * 1024
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
 KEPT = RetentionSettings(bodies_days=30, dead_letter_days=10)
 
@@ -134,3 +139,105 @@ async def test_a_store_that_cannot_be_reached_is_not_an_object_that_is_gone(tmp_
 )
 def test_a_body_is_its_projects_by_its_name(name: str, project: str, is_its: bool) -> None:
     assert belongs_to(name, project) == is_its
+
+
+# What workers read back.
+
+
+def moved(offset: int, *names: str, size: int = 300_000, tail: bytes = b"") -> Record:
+    """An event whose large bodies are objects of these names."""
+    bodies = [Body(size=size + len(tail), tail=tail, reference=name) for name in names]
+    request, response = (*bodies, None, None)[:2]
+    event = Event(
+        id=str(offset), created_ms=1, project_id="p", provider="openai", api="other", method="POST", path="/",
+        outcome="success", latency_ms=1.0, request=request, response=response,
+    )  # fmt: skip
+    return Record(offset, pack(event))
+
+
+def test_bodies_are_read_several_at_a_time_and_no_more_than_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = Objects(ObjectSettings(read_at_once=8), tmp_path)
+    running: set[str] = set()
+    most = [0]
+
+    def slow(name: str) -> bytes | None:
+        running.add(name)
+        most[0] = max(most[0], len(running))
+        time.sleep(0.005)
+        running.discard(name)
+        return None if name == "gone" else name.encode()
+
+    monkeypatch.setattr(objects, "get", slow)
+    records = [*(moved(n, f"{n}/request", f"{n}/response") for n in range(50)), moved(50, "gone"), Record(51, b"none")]
+    names = [f"{n}/{side}" for n in range(50) for side in ("request", "response")]
+    assert objects.bodies_of(records) == {name: name.encode() for name in names}
+    assert 4 < most[0] <= 8
+
+
+def test_a_body_that_cannot_be_read_is_told_without_reading_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = Objects(ObjectSettings(read_at_once=2), tmp_path)
+    asked: list[str] = []
+
+    def away(name: str) -> bytes | None:
+        asked.append(name)
+        time.sleep(0.01)
+        raise ObjectsUnavailable("away")
+
+    monkeypatch.setattr(objects, "get", away)
+    with pytest.raises(ObjectsUnavailable):
+        objects.bodies_of([moved(n, f"{n}") for n in range(100)])
+    time.sleep(0.05)
+    assert len(asked) < 10
+
+
+async def test_a_store_that_answers_late_is_asked_for_several_at_a_time(tmp_path: Path) -> None:
+    """The client waits without holding up the other threads."""
+    open_now, most = [0], [0]
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        open_now[0] += 1
+        most[0] = max(most[0], open_now[0])
+        await asyncio.sleep(0.05)
+        open_now[0] -= 1
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(late, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    options = {"aws_region": "x", "aws_access_key_id": "x", "aws_secret_access_key": "x", "allow_http": "true"}
+    settings = ObjectSettings(
+        url="s3://bucket", options={**options, "aws_endpoint": f"http://127.0.0.1:{port}"}, read_at_once=8
+    )
+    objects = Objects(settings, tmp_path)
+    async with server:
+        assert await asyncio.to_thread(objects.bodies_of, [moved(n, f"{n}") for n in range(24)]) == {}
+    assert most[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts"),
+    [
+        pytest.param([], [], id="nothing"),
+        pytest.param([0, 0, 0], [3], id="no large body"),
+        pytest.param([MIB, MIB, MIB], [1, 1, 1], id="each as much as may be held"),
+        pytest.param([MIB // 2] * 5, [2, 2, 1], id="two at a time"),
+        pytest.param([MIB // 2, 0, MIB // 2, 0, 1], [4, 1], id="those without are no burden"),
+        pytest.param([1, 9 * MIB, 1], [1, 1, 1], id="one is more than may be held"),
+    ],
+)
+def test_a_part_has_no_more_bodies_than_may_be_held(tmp_path: Path, sizes: list[int], parts: list[int]) -> None:
+    objects = Objects(ObjectSettings(read_bytes=MIB), tmp_path)
+    records = [
+        moved(n, f"{n}", size=size, tail=b"the tail travels with its event") if size else moved(n)
+        for n, size in enumerate(sizes)
+    ]
+    found = list(objects.parts(records))
+    assert [len(part) for part in found] == parts
+    assert [record for part in found for record in part] == records

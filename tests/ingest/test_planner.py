@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
-import msgspec
 import pytest
 from prometheus_client import REGISTRY, Gauge
 
@@ -11,8 +11,11 @@ from ingest import metrics
 from ingest.clickhouse import StoreUnavailable
 from ingest.log import LogUnavailable, Plan
 from ingest.planner import Planner, resume
+from ingest.spool import open_spool
+from ingest.spool_log import SpoolLog
+from ingest.spool_plan import read_plan
 from schemas.batch import Batch, Confirmation, Partition
-from schemas.settings import PlannerSettings
+from schemas.settings import PlannerSettings, SpoolSettings
 
 WHERE = Partition("spool/test", 0)
 AT_ONCE = PlannerSettings(linger_ms=0.001, batch_events=10, overdue_s=0.05)
@@ -24,6 +27,7 @@ class MemoryLog:
         self.plan = Plan()
         self.saved: list[Plan] = []
         self.refuse = False
+        self.lifted: int | None = None
 
     async def partitions(self) -> Sequence[Partition]:
         return [WHERE]
@@ -43,8 +47,12 @@ class MemoryLog:
     async def paused(self, partition: Partition) -> str | None:
         return self.plan.paused
 
-    async def resume(self, partition: Partition) -> None:
-        await self.save_plan(partition, msgspec.structs.replace(self.plan, paused=None))
+    async def resume(self, partition: Partition) -> str | None:
+        self.lifted = self.plan.paused_ms
+        return self.plan.paused
+
+    async def resumed(self, partition: Partition) -> int | None:
+        return self.lifted
 
     async def save_plan(self, partition: Partition, plan: Plan) -> None:
         if self.refuse:
@@ -311,9 +319,59 @@ async def test_too_many_dead_letters_pause_the_planner_until_resumed(
     assert log.plan.paused is not None
     assert "12 of the last 20" in log.plan.paused
     assert ranges(workers.handed) == [(0, 9), (10, 19)]
-    assert await resume(log) == [log.saved[-2].paused]
+    assert await resume(log) == [log.plan.paused]
     await turns(one, 3)
+    assert log.plan.paused is None, "what the resume wrote is not kept for ever"
     assert ranges(workers.handed)[2:] == [(20, 29), (30, 39)]
+
+
+async def test_a_resume_lifts_one_pause_and_not_the_next(
+    log: MemoryLog, ledger: MemoryLedger, workers: Workers
+) -> None:
+    one = planner(log, ledger, workers, AT_ONCE.model_copy(update={"dead_window": 10, "dead_ratio_max": 0.5}))
+    for first in (0, 10):
+        log.last = first + 10
+        await turns(one)
+        ledger.confirm(workers.handed[-1], dead=10)
+        await turns(one)
+        assert log.plan.paused is not None
+        assert log.plan.paused_ms != log.lifted
+        if first == 0:
+            await resume(log)
+            await turns(one)
+
+
+async def test_a_resume_holds_while_a_batch_settles_and_the_plan_is_written_anew(tmp_path: Path) -> None:
+    """It comes from another process, between what the planner reads and what it writes."""
+    spool = open_spool(tmp_path, SpoolSettings(linger_ms=1))
+    for number in range(20):
+        spool.append(b"event %d" % number)
+    await spool.close()
+
+    def spools() -> SpoolLog:
+        return SpoolLog(tmp_path, batch_events=AT_ONCE.batch_events, batch_bytes=1 << 20)
+
+    class ResumingLedger(MemoryLedger):
+        resumes = False
+
+        def confirmed(self, where: Partition, since: int) -> list[Confirmation]:
+            if self.resumes:
+                self.resumes = False
+                assert len(asyncio.run(resume(spools()))) == 1
+            return super().confirmed(where, since)
+
+    ledger, handed = ResumingLedger(), list[Batch]()
+    one = Planner(spools(), ledger, handed.append, AT_ONCE.model_copy(update={"dead_window": 10}))
+    await turns(one)
+    ledger.confirm(handed[0], dead=10)
+    await turns(one)
+    assert read_plan(spool.folder).paused is not None
+    ledger.confirm(handed[1])
+    ledger.resumes = True
+    await turns(one)
+    assert not ledger.resumes
+    assert read_plan(spool.folder) == Plan(committed=20)
+    assert await resume(spools()) == []
 
 
 async def test_a_few_dead_letters_pause_nothing(log: MemoryLog, ledger: MemoryLedger, workers: Workers) -> None:

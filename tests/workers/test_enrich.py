@@ -1,6 +1,8 @@
+import asyncio
 import math
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,16 +16,17 @@ from billiard.exceptions import SoftTimeLimitExceeded  # type: ignore[import-unt
 from ingest.clickhouse import StoreRefused, StoreUnavailable, connect
 from ingest.log import LogGap, LogUnavailable, Record
 from ingest.migrations import migrate
+from ingest.objects import Objects
 from pricing import settle as settle_module
 from pricing.prices import PriceBook
 from schemas.batch import Batch
 from schemas.event import Body, pack
 from schemas.ids import new_id
-from schemas.settings import ClickHouseSettings, RetentionSettings
+from schemas.settings import ClickHouseSettings, ObjectSettings, RetentionSettings
 from tests.servers import running_clickhouse
 from tests.workers.case import Case, once
 from workers import rows
-from workers.enrich import compute, enrich, now_ms
+from workers.enrich import compute, compute_parts, enrich, now_ms
 from workers.store import ATTEMPTS, BODIES, DEAD_LETTERS, LEDGER, REQUESTS, Row, Store, StoredBatch, Table
 
 DAY_MS = 86_400_000
@@ -112,6 +115,47 @@ class BarrierStore(Store):
     def insert(self, work: StoredBatch) -> object:  # type: ignore[override]
         self._together.wait(timeout=30)
         return super().insert(work)
+
+
+def moved(case: Case, objects: Objects, count: int) -> list[Record]:
+    """Events whose answers are objects of 300 kB; the usage stands in them."""
+    records = []
+    for offset in range(count):
+        event = case.event()
+        assert event.response is not None
+        answer = event.response.head[:-1] + b',"more":"' + b"x" * 300_000 + b'"}'
+        name = f"bodies/p/{offset}"
+        asyncio.run(objects.put(name, answer))
+        body = Body(size=len(answer), reference=name)
+        records.append(Record(offset, pack(msgspec.structs.replace(event, response=body))))
+    return records
+
+
+def test_a_batch_read_in_parts_comes_to_the_same_rows(case: Case, tmp_path: Path) -> None:
+    objects = Objects(ObjectSettings(read_bytes=1024 * 1024), tmp_path)
+    records = [*moved(case, objects, 12), Record(12, b"no event"), Record(13, pack(case.event()))]
+    window = rows.window_at(now_ms(), keep_days=90)
+    assert len(list(objects.parts(records))) > 2
+
+    computed = compute_parts(records, objects, prices=case.prices, window=window)
+
+    assert computed == compute(records, prices=case.prices, window=window, bodies=objects.bodies_of(records))
+    assert computed.events == 14
+    assert [row[REQUESTS.columns.index("input_tokens")] for row in computed.requests] == [100] * 13
+
+
+def test_the_bodies_of_a_batch_are_never_all_held_at_once(case: Case, tmp_path: Path) -> None:
+    objects = Objects(ObjectSettings(read_bytes=1024 * 1024), tmp_path)
+    records = moved(case, objects, 40)
+    window = rows.window_at(now_ms(), keep_days=90)
+    compute_parts(records[:1], objects, prices=case.prices, window=window)  # what is made once
+
+    tracemalloc.start()
+    compute_parts(records, objects, prices=case.prices, window=window)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most_bytes < 4 * 1024 * 1024  # of 12 MB
 
 
 @pytest.fixture(scope="module")
