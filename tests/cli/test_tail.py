@@ -1,6 +1,5 @@
 """`heliograph tail` reads with the key and from the control that its variables name."""
 
-import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -50,29 +49,19 @@ def control() -> Iterator[Control]:
             thread.join()
 
 
-@pytest.fixture(autouse=True)
-def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A data folder with nothing beside it; what a .env file puts into the environment goes with the test."""
-    before = dict(os.environ)
-    monkeypatch.setenv("HELIOGRAPH_DATA_DIR", str(tmp_path / "data"))
-    yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-
-
 def tail(**variables: str) -> None:
     done = CliRunner().invoke(app, ["tail", "--no-follow"], env=variables)
     assert done.exit_code == 0, done.output
 
 
-def test_the_key_and_the_address_may_be_variables(control: Control) -> None:
+def test_the_key_and_the_address_may_be_variables(control: Control, offline: Path) -> None:
     tail(HELIOGRAPH_KEY="sk-helio-1", HELIOGRAPH_CONTROL_URL=control.url)
 
     assert control.authorizations == ["Bearer sk-helio-1"]
 
 
-def test_the_key_and_the_address_may_stand_in_the_env_file(control: Control, tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text(f"HELIOGRAPH_KEY=sk-helio-2\nHELIOGRAPH_CONTROL_URL={control.url}\n")
+def test_the_key_and_the_address_may_stand_in_the_env_file(control: Control, offline: Path) -> None:
+    (offline.parent / ".env").write_text(f"HELIOGRAPH_KEY=sk-helio-2\nHELIOGRAPH_CONTROL_URL={control.url}\n")
 
     tail()
 
