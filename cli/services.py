@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import typer
+from rich.markup import escape
 
 from cli.environment import console, errors, settings_errors, shared_settings
 from infra.local.tethered import tether
@@ -78,18 +79,19 @@ def plan_resume() -> None:
     shared = shared_settings()
     on_kafka = shared.kafka.bootstrap_servers is not None
     try:
-        reasons = asyncio.run(
-            resume(
-                KafkaPauses(shared.kafka)
-                if on_kafka
-                else SpoolLog(shared.data_dir / "spool", batch_events=1, batch_bytes=1)
+        with settings_errors():  # what Kafka's settings lack shows when it is first spoken to
+            reasons = asyncio.run(
+                resume(
+                    KafkaPauses(shared.kafka)
+                    if on_kafka
+                    else SpoolLog(shared.data_dir / "spool", batch_events=1, batch_bytes=1)
+                )
             )
-        )
     except LogError as error:
-        errors.print(f"[bold red]Nothing was resumed:[/] {error}")
+        errors.print(f"[bold red]Nothing was resumed:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
     for reason in reasons:
-        console.print(f"resumed; it was paused because {reason}")
+        console.print(f"resumed; it was paused because {escape(reason)}", soft_wrap=True)
     if not reasons:
         console.print("nothing was paused")
 
