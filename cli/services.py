@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from ingest.log import Log
     from workers.app import Opened
 
+FENCED_STATUS = 3
+"""How `heliograph ship` ends when another shipper has claimed the spool. Whoever restarted it would shut out the other in
+turn, which would be restarted too."""
+
 _STOP_S = 10
 TETHERED = typer.Option(False, "--tethered", hidden=True, help="End when the parent process ends.")
 
@@ -133,14 +137,17 @@ async def _open_log(shared: SharedSettings, settings: PlannerSettings) -> "Async
 
 
 def ship(tethered: bool = TETHERED) -> None:
-    """Run the shipper: brings the events of this machine's spools to Kafka."""
+    """Run the shipper: brings the events of this machine's spools to Kafka.
+
+    Ends with status 3, and is not to be restarted, when another shipper has claimed a spool.
+    """
     _begin("shipper", tethered)
     with settings_errors():
         settings = load(ShipperSettings)
     from ingest.log import LogError
     from ingest.objects import Objects
     from ingest.objects_expiry import Expiry
-    from ingest.shipper import Shipper, ship_all
+    from ingest.shipper import Fenced, Shipper, ship_all
 
     shared = shared_settings()
     if shared.kafka.bootstrap_servers is None:
@@ -161,7 +168,7 @@ def ship(tethered: bool = TETHERED) -> None:
             )
     except LogError as error:
         log.error("shipping has ended", extra={"error": str(error)})
-        raise typer.Exit(1) from None
+        raise typer.Exit(FENCED_STATUS if isinstance(error, Fenced) else 1) from None
 
 
 def worker(tethered: bool = TETHERED) -> None:
