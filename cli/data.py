@@ -22,7 +22,7 @@ def migrate() -> None:
     try:
         done = migrate_tables(shared.clickhouse, shared.retention)
     except StoreError as error:
-        errors.print(f"[bold red]ClickHouse could not be migrated:[/] {error}")
+        errors.print(f"[bold red]ClickHouse could not be migrated:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
     if shared.kafka.bootstrap_servers is not None:
         done = [*done, *bring_topics_up_to_date(shared.kafka)]
@@ -51,9 +51,9 @@ def bring_topics_up_to_date(settings: KafkaSettings) -> list[str]:
         with settings_errors():
             done = asyncio.run(migrate_topics(settings))
             for wrong in asyncio.run(check_topics(settings)):
-                errors.print(f"[yellow]{wrong}[/]")
+                errors.print(f"[yellow]{escape(wrong)}[/]")
     except LogError as error:
-        errors.print(f"[bold red]Kafka's topics could not be migrated:[/] {error}")
+        errors.print(f"[bold red]Kafka's topics could not be migrated:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
     return done
 

@@ -1,6 +1,7 @@
 """`heliograph demo`: believable traffic through the running edge, for somebody without a provider key."""
 
 import asyncio
+import os
 import random
 import threading
 import time
@@ -56,6 +57,7 @@ def demo(
 ) -> None:
     """Send a few minutes of traffic: users, sessions, streams, errors, several models. No provider key is needed."""
     read_env_file()
+    key = key or os.environ.get("HELIOGRAPH_KEY", "")  # the .env file is read after the options are
     with settings_errors():
         edge, control = load(EdgeSettings), load(ControlSettings)
     port = remembered(data_dir()).get("demo")

@@ -1,7 +1,6 @@
 """`heliograph doctor`: asks every part how it is, and says what to do about those that are not well."""
 
 import asyncio
-import json
 import shutil
 import sys
 import urllib.error
@@ -9,6 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
 import typer
 from rich.markup import escape
 
@@ -20,7 +20,7 @@ _TIMEOUT_S = 5
 
 
 class Finding(NamedTuple):
-    """What a check saw. `remedy` is empty when all is well."""
+    """What a check saw. `remedy` is empty when all is well, and has a line for each thing to do."""
 
     saw: str
     remedy: str = ""
@@ -52,12 +52,16 @@ def doctor() -> None:
                 f"{type(error).__name__}: {error}", "see the line above; 'heliograph up' starts every part"
             )
         wrong += bool(finding.remedy)
-        mark = "[red]✗[/]" if finding.remedy else "[green]✓[/]"
-        console.print(f" {mark} {name:<12} {escape(finding.saw)}")
-        if finding.remedy:
-            console.print(f"   {'':<12} [yellow]→ {escape(finding.remedy)}[/]")
+        _show(name, finding)
     console.print("\nAll is well." if not wrong else f"\n{wrong} of {len(checks)} checks found something.")
     raise typer.Exit(1 if wrong else 0)
+
+
+def _show(name: str, finding: Finding) -> None:
+    mark = "[red]✗[/]" if finding.remedy else "[green]✓[/]"
+    console.print(f" {mark} {name:<12} {escape(finding.saw)}", soft_wrap=True)
+    for line in finding.remedy.splitlines():
+        console.print(f"   {'':<12} [yellow]→ {escape(line)}[/]", soft_wrap=True)
 
 
 def _python() -> Finding:
@@ -171,13 +175,38 @@ def _service(url: str, command: str) -> Finding:
             return Finding(f"{url} answers {answer.status}")
     except urllib.error.HTTPError as error:
         told = error.read().decode(errors="replace")
-        try:
-            problems = json.loads(told).get("problems", told)
-        except ValueError:
-            problems = told
-        return Finding(f"{url} answers {error.code}", f"{problems}")
+        return Finding(
+            f"{url} answers {error.code}", "\n".join(_not_ready(told)) or told or f"see the log of: {command}"
+        )
     except OSError as error:
         reason = getattr(error, "reason", error)
         return Finding(
             f"{url} does not answer ({reason})", f"start everything with 'heliograph up', or this alone: {command}"
         )
+
+
+def _not_ready(told: str) -> list[str]:
+    """What is wrong and what to do, a line for each, from the answer of a service that is not ready; empty where it is
+    in no form of ours."""
+    try:
+        page = msgspec.json.decode(told, type=_NotReady)
+    except msgspec.DecodeError:
+        return []
+    failing = [(name, part) for name, part in page.parts.items() if not part.ok]
+    return [
+        *(f"{name}: {problem}" for name, problem in page.problems.items()),
+        *(f"{name}: {'; '.join(word for word in (part.problem, part.remedy) if word)}" for name, part in failing),
+    ]
+
+
+class _Part(msgspec.Struct):
+    ok: bool
+    problem: str | None = None
+    remedy: str | None = None
+
+
+class _NotReady(msgspec.Struct):
+    """The edge says `problems`, control its `parts`."""
+
+    problems: dict[str, str] = {}
+    parts: dict[str, _Part] = {}

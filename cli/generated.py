@@ -1,6 +1,7 @@
 """Files made from the code: docs/settings.md, the published schemas of the event and of the enriched request."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ import typer
 from cli.environment import console, errors
 from schemas.enriched import EnrichedRequest
 from schemas.event import Event
-from schemas.settings import ALL, prefix_of, settings_list
+from schemas.settings import ALL, OF_COMMANDS, Setting, prefix_of, settings_list
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,10 +72,14 @@ def settings_page() -> str:
     parts = [_INTRO]
     for group in ALL:
         prefix = prefix_of(group)
-        parts.append(
-            f"\n## `{prefix}…`\n\n{(group.__doc__ or '').strip()}\n\n| variable | default | meaning |\n|---|---|---|\n"
-        )
-        for setting in settings_list(group, prefix):
-            default = f"`{setting.default}`" if setting.default else ""
-            parts.append(f"| `{setting.variable}` | {default} | {setting.meaning} |\n")
+        parts.append(_section(f"`{prefix}…`", (group.__doc__ or "").strip(), settings_list(group, prefix)))
+    parts.append(_section("Of commands", "What a command of a person reads for itself; no service does.", OF_COMMANDS))
     return "".join(parts)
+
+
+def _section(title: str, about: str, settings: Iterable[Setting]) -> str:
+    lines = [f"\n## {title}\n\n{about}\n\n| variable | default | meaning |\n|---|---|---|\n"]
+    for setting in settings:
+        default = f"`{setting.default}`" if setting.default else ""
+        lines.append(f"| `{setting.variable}` | {default} | {setting.meaning} |\n")
+    return "".join(lines)

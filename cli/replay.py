@@ -38,7 +38,15 @@ def replay(
 ) -> None:
     """Try dead letters again. Each counts once, however often this is run."""
     if context.invoked_subcommand is not None:
+        if given := _given(context):
+            errors.print(
+                f"{', '.join(given)} before '{context.invoked_subcommand}' would choose among dead letters, which it does "
+                "not read. Its own options stand behind it.",
+                soft_wrap=True,
+            )
+            raise typer.Exit(2)
         return
+    _refuse_backwards("--from", died_from, "--to", died_to)
     from workers.letters import Selection, count_dead_letters
 
     shared = _begin()
@@ -72,6 +80,7 @@ def replay_kafka(
     if by_offset and partition is None:
         errors.print("--from and --to are offsets of one partition: say which, with --partition.")
         raise typer.Exit(2)
+    _refuse_backwards("--since", since, "--until", until)
     shared = _begin()
     if shared.kafka.bootstrap_servers is None:
         errors.print(
@@ -95,6 +104,25 @@ def replay_kafka(
         with _progress() as progress, _replayer(shared, progress, total) as (replayer, reader):
             counts = replayer.ranges(ranges, reader)
     _show(counts, "events")
+
+
+def _given(context: typer.Context) -> list[str]:
+    """The options that were written out, by name."""
+    named = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    return [
+        option
+        for name, option in named.items()
+        if name is not None and (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    ]
+
+
+def _refuse_backwards(first: str, begin: datetime | None, second: str, end: datetime | None) -> None:
+    if begin is not None and end is not None and begin >= end:
+        errors.print(
+            f"{first} {begin.isoformat()} is not before {second} {end.isoformat()}: nothing is between them.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(2)
 
 
 def _begin() -> SharedSettings:

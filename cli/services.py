@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import typer
+from rich.markup import escape
 
 from cli.environment import console, errors, settings_errors, shared_settings
 from infra.local.tethered import tether
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from control.pipeline import LogView
     from ingest.log import Log
     from workers.app import Opened
+
+FENCED_STATUS = 3
+"""How `heliograph ship` ends when another shipper has claimed the spool. Whoever restarted it would shut out the other in
+turn, which would be restarted too."""
 
 _STOP_S = 10
 TETHERED = typer.Option(False, "--tethered", hidden=True, help="End when the parent process ends.")
@@ -78,18 +83,19 @@ def plan_resume() -> None:
     shared = shared_settings()
     on_kafka = shared.kafka.bootstrap_servers is not None
     try:
-        reasons = asyncio.run(
-            resume(
-                KafkaPauses(shared.kafka)
-                if on_kafka
-                else SpoolLog(shared.data_dir / "spool", batch_events=1, batch_bytes=1)
+        with settings_errors():  # what Kafka's settings lack shows when it is first spoken to
+            reasons = asyncio.run(
+                resume(
+                    KafkaPauses(shared.kafka)
+                    if on_kafka
+                    else SpoolLog(shared.data_dir / "spool", batch_events=1, batch_bytes=1)
+                )
             )
-        )
     except LogError as error:
-        errors.print(f"[bold red]Nothing was resumed:[/] {error}")
+        errors.print(f"[bold red]Nothing was resumed:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
     for reason in reasons:
-        console.print(f"resumed; it was paused because {reason}")
+        console.print(f"resumed; it was paused because {escape(reason)}", soft_wrap=True)
     if not reasons:
         console.print("nothing was paused")
 
@@ -131,14 +137,17 @@ async def _open_log(shared: SharedSettings, settings: PlannerSettings) -> "Async
 
 
 def ship(tethered: bool = TETHERED) -> None:
-    """Run the shipper: brings the events of this machine's spools to Kafka."""
+    """Run the shipper: brings the events of this machine's spools to Kafka.
+
+    Ends with status 3, and is not to be restarted, when another shipper has claimed a spool.
+    """
     _begin("shipper", tethered)
     with settings_errors():
         settings = load(ShipperSettings)
     from ingest.log import LogError
     from ingest.objects import Objects
     from ingest.objects_expiry import Expiry
-    from ingest.shipper import Shipper, ship_all
+    from ingest.shipper import Fenced, Shipper, ship_all
 
     shared = shared_settings()
     if shared.kafka.bootstrap_servers is None:
@@ -159,7 +168,7 @@ def ship(tethered: bool = TETHERED) -> None:
             )
     except LogError as error:
         log.error("shipping has ended", extra={"error": str(error)})
-        raise typer.Exit(1) from None
+        raise typer.Exit(FENCED_STATUS if isinstance(error, Fenced) else 1) from None
 
 
 def worker(tethered: bool = TETHERED) -> None:

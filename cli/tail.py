@@ -31,6 +31,7 @@ def tail(
     import httpx
 
     read_env_file()
+    key = key or os.environ.get("HELIOGRAPH_KEY", "")  # the .env file is read after the options are
     with settings_errors():
         control = load(ControlSettings)
     base = os.environ.get("HELIOGRAPH_CONTROL_URL", f"http://127.0.0.1:{control.port}")

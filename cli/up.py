@@ -17,6 +17,7 @@ from rich.markup import escape
 from cli import log_choice
 from cli.data import bring_topics_up_to_date
 from cli.environment import console, data_dir, embedded, errors, read_env_file, settings_errors, shared_settings
+from cli.services import FENCED_STATUS
 from infra.local import clickhouse, kafka, ports, valkey
 from infra.local.errors import LocalError, NotReady
 from infra.local.lock import hold
@@ -143,7 +144,7 @@ def _programs(
         # Its stop ships what the edge, stopped before it, has left; a transaction under way may take a whole call's time.
         stop_wait_s = math.ceil(shipper.drain_s + shared.kafka.call_timeout_s) + _CLOSE_S
         command = [*heliograph, "ship", "--tethered"]
-        shipping.append(Program("ship", command, _said(shared, "ship", "shipper is ready"), stop_wait_s))
+        shipping.append(Program("ship", command, _said(shared, "ship", "shipper is ready"), stop_wait_s, FENCED_STATUS))
     return [
         *local,
         Program("worker", [*heliograph, "worker", "--tethered"], _said(shared, "worker", "ready"), 60),
@@ -241,7 +242,7 @@ def _welcome(
 
 def _watch(processes: Processes, stop: "_Stop") -> None:
     """Say what dies and what comes back, until asked to stop or until the process manager is gone."""
-    known = {state.name: state for state in processes.states()}
+    known = {state.name: state._replace(final=False) for state in processes.states()}
     down: set[str] = set()
     while not stop.wait(_WATCH_S):
         try:
@@ -249,13 +250,20 @@ def _watch(processes: Processes, stop: "_Stop") -> None:
         except OSError:
             return
         for state in states:
-            _report(known[state.name], state, down)
+            _report(known[state.name], state, down, processes.log(state.name))
             known[state.name] = state
 
 
-def _report(before: State, now: State, down: set[str]) -> None:
+def _report(before: State, now: State, down: set[str], log: Path) -> None:
     at = time.strftime("%H:%M:%S")
-    if not now.running and now.name not in down:
+    if now.final and not before.final:
+        down.add(now.name)
+        errors.print(
+            f"[bold red]{at} {now.name} ended for good ({now.exit})[/]; the rest goes on without it. The end of "
+            f"{escape(str(log))} says why.",
+            soft_wrap=True,
+        )
+    elif not now.running and now.name not in down:
         down.add(now.name)
         errors.print(f"[yellow]{at} {now.name} ended ({now.exit or 'no status'}); it is being restarted[/]")
     elif now.running and (now.name in down or now.pid != before.pid):

@@ -366,7 +366,8 @@ def ship_all(root: Path, open_shipper: Callable[[Path], Shipper], stopping: thre
     """Ship every spool below `root`, also those that are made later, until `stopping` is set.
 
     Raises:
-        LogError: of the first shipper that had to end; the others have stopped in order.
+        Fenced: one of the shippers was; the others have stopped in order.
+        LogError: of the first that had to end, likewise.
     """
     running: dict[Path, _Running] = {}
     try:
@@ -383,9 +384,10 @@ def ship_all(root: Path, open_shipper: Callable[[Path], Shipper], stopping: thre
             one.shipper.stop()
         for one in running.values():
             one.thread.join()
-        for one in running.values():
-            if one.error is not None:
-                raise one.error
+        failures = [one.error for one in running.values() if one.error is not None]
+        # Who is fenced must not be restarted, whatever else went wrong.
+        for error in sorted(failures, key=lambda error: not isinstance(error, Fenced)):
+            raise error
 
 
 _LOOK_S = 1.0

@@ -62,3 +62,12 @@ def model_in_path(path: str) -> str | None:
         if found := pattern.search(path):
             return found[1].replace("%3A", ":").replace("%3a", ":")
     return None
+
+
+_MANAGES = re.compile(r"[/:]cancel/?$|/chat/completions/chatcmpl[^/]*/?$")
+"""POSTs that stop a generation or change what is written beside a stored answer."""
+
+
+def is_of_stored(method: str, path: str) -> bool:
+    """Whether a call only reads or manages what another call had generated: what it answers was used by that one."""
+    return method in ("GET", "DELETE") or (method == "POST" and _MANAGES.search(path) is not None)

@@ -468,6 +468,21 @@ class Setting(BaseModel):
     meaning: str
 
 
+OF_COMMANDS = (
+    Setting(
+        variable="HELIOGRAPH_KEY",
+        default="",
+        meaning="Heliograph key that `heliograph tail` reads with and `heliograph demo` calls with; `--key` wins",
+    ),
+    Setting(
+        variable="HELIOGRAPH_CONTROL_URL",
+        default="",
+        meaning="where `heliograph tail` finds control, http://host:port; left out: CONTROL_PORT of this machine",
+    ),
+)
+"""What a command of a person reads for itself. No service takes any of it, and none minds that it is set."""
+
+
 def settings_list(group: type[BaseModel], prefix: str) -> Iterator[Setting]:
     """Every setting below a group, in the order of the code. `<ID>` and `<NAME>` stand for names of your own."""
     for name, field in group.model_fields.items():
@@ -527,6 +542,7 @@ def check_names(environment: Mapping[str, str]) -> None:
     """
     prefixes = tuple(prefix_of(settings) for settings in ALL)
     known = [line.variable for settings in ALL for line in settings_list(settings, prefix_of(settings))]
+    known += [line.variable for line in OF_COMMANDS]
     patterns = [re.compile(re.sub("<[A-Z]+>", r"[A-Z0-9_]+?", name) + "$") for name in known]
     lines = []
     for variable in environment:

@@ -14,8 +14,10 @@ import msgspec
 from pricing.answer import read_answer
 from pricing.cost import cost
 from pricing.prices import PriceBook
-from pricing.settle import settle
+from pricing.reading import Answer
+from pricing.settle import NOTHING, SettledUsage, settle
 from pricing.usage import Usage as PricedUsage
+from schemas.apis import is_of_stored
 from schemas.event import Attempt, Body, Event, Reading, Usage, UsageSource
 from schemas.providers import catalogue
 from workers.store import Row
@@ -164,7 +166,8 @@ def rows_of(event: Event, *, prices: PriceBook, window: Window, whole: Event | N
 def what_was_said(event: Event, prices: PriceBook) -> Said:
     """What the call's answer says, from the edge's own reading of it or from its body.
 
-    A call that no provider answered used nothing we know of: usage `none`, cost unknown.
+    A call that no provider answered used nothing we know of: usage `none`, cost unknown. Nor did one that only reads or
+    manages a stored answer: what its answer names was used by the call that had it generated.
     """
     status = _provider_status(event)
     if event.outcome == "refused" or (status is None and event.attempts):
@@ -182,17 +185,7 @@ def what_was_said(event: Event, prices: PriceBook) -> Said:
         stream=event.stream,
         content_type=event.response_type or "",
     )
-    request = event.request or _NO_BODY
-    settled = settle(
-        event.api,
-        provider=event.provider,
-        model=answer.model or event.requested_model,
-        status=status,
-        answer=answer,
-        request_body=request.head,
-        request_tail=request.tail,
-        request_size=request.size,
-    )
+    settled = _settled(event, status, answer)
     usd, source, as_of = _priced(event, answer.model, settled.usage, prices)
     error = answer.error
     return Said(
@@ -209,8 +202,30 @@ def what_was_said(event: Event, prices: PriceBook) -> Said:
     )
 
 
+def _settled(event: Event, status: int | None, answer: Answer) -> SettledUsage:
+    if is_of_stored(event.method, event.path):
+        # The POST that began a background response could name no tokens, so here alone they can be seen; with no cost,
+        # since each fetch names them again.
+        if event.method == "GET" and answer.background and answer.usage is not None:
+            return SettledUsage("reported", answer.usage)
+        return NOTHING
+    request = event.request or _NO_BODY
+    return settle(
+        event.api,
+        provider=event.provider,
+        model=answer.model or event.requested_model,
+        status=status,
+        answer=answer,
+        request_body=request.head,
+        request_tail=request.tail,
+        request_size=request.size,
+    )
+
+
 def _from_reading(event: Event, reading: Reading, prices: PriceBook) -> Said:
     """The same of an answer whose body never left the edge."""
+    if is_of_stored(event.method, event.path):
+        reading = msgspec.structs.replace(reading, usage=Usage(), counts={}, cost_usd=None)
     cost_usd = None if reading.cost_usd is None else _usd(reading.cost_usd)
     source, as_of = (None, None) if cost_usd is None else (reading.cost_source, reading.prices_as_of)
     if reading.cost_usd is None or event.cache_status == "hit":
@@ -239,7 +254,9 @@ def _provider_status(event: Event) -> int | None:
 def _priced(
     event: Event, answered_model: str | None, usage: PricedUsage, prices: PriceBook
 ) -> tuple[Decimal | None, str | None, str | None]:
-    """US dollars, where the price is from and of which day; all None where the cost is not known."""
+    """US dollars, where the price is from and of which day; all None where the cost is not known or another call's."""
+    if is_of_stored(event.method, event.path):
+        return None, None, None
     if event.cache_status == "hit":
         return Decimal(0), "cache", None  # The provider was not asked; what the answer used once stays in the row.
     if not usage:

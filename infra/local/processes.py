@@ -35,6 +35,8 @@ class Program(NamedTuple):
     """Asked again and again after the start; must not take long."""
     stop_wait_s: int = 15
     """From SIGTERM until SIGKILL."""
+    final_status: int | None = None
+    """The exit status after which it is not restarted, where it has one."""
 
 
 class State(NamedTuple):
@@ -45,6 +47,8 @@ class State(NamedTuple):
     """Seconds since 1970; a change says that it was restarted."""
     exit: str
     """How it last ended, in words; empty when it has not."""
+    final: bool = False
+    """It has ended with its final status and stays so."""
 
 
 class StartFailed(Exception):
@@ -85,7 +89,7 @@ class Processes:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:
-                self._rpc.supervisor.getState()
+                self._ask("getState")
                 return self
             except (OSError, Fault) as error:
                 if time.monotonic() > deadline or self._supervisor.poll() is not None:
@@ -95,10 +99,13 @@ class Processes:
                     ) from error
                 time.sleep(0.05)
 
-    @property
-    def _rpc(self) -> Any:
-        # A fresh one for each question: its transport never recovers from a connection that failed.
-        return ServerProxy("http://localhost", SupervisorTransport("", "", f"unix://{self._socket.absolute()}"))
+    def _ask(self, question: str, *words: object) -> Any:
+        # A fresh connection for each question: the transport never recovers from one that failed.
+        transport = SupervisorTransport("", "", f"unix://{self._socket.absolute()}")
+        try:
+            return getattr(ServerProxy("http://localhost", transport).supervisor, question)(*words)
+        finally:
+            transport.close()
 
     def start(self, program: Program, *, timeout_s: float) -> None:
         """Start one process and wait until it is ready.
@@ -113,11 +120,11 @@ class Processes:
             raise StartFailed(f"{program.name}: the process manager is gone; the end of its log:\n{told}") from error
 
     def _start(self, program: Program, timeout_s: float) -> None:
-        self._rpc.supervisor.startProcess(program.name, False)
+        self._ask("startProcess", program.name, False)
         deadline = time.monotonic() + timeout_s
         restarts: set[int] = set()
         while not program.ready():
-            info = self._rpc.supervisor.getProcessInfo(program.name)
+            info = self._ask("getProcessInfo", program.name)
             restarts.add(info["pid"])
             died = len(restarts - {0}) > 2 or info["statename"] in ("FATAL", "EXITED")
             if died or time.monotonic() > deadline:
@@ -127,7 +134,10 @@ class Processes:
 
     def states(self) -> list[State]:
         """How each process is now."""
+        found = self._ask("getAllProcessInfo")
+        # Read after it was asked: it writes down an ending before it tells of it.
         endings = _endings(self._logs / "supervisor.log")
+        final = {program.name: program.final_status for program in self._programs}
         return [
             State(
                 info["name"],
@@ -135,15 +145,16 @@ class Processes:
                 int(info["pid"]),
                 float(info["start"]),
                 endings.get(info["name"], "") if info["stop"] else "",
+                info["statename"] == "EXITED" and info["exitstatus"] == final[info["name"]],
             )
-            for info in self._rpc.supervisor.getAllProcessInfo()
+            for info in found
         ]
 
     def stop(self, say: Callable[[str], None]) -> None:
         """Stop every process, last started first, each given its time."""
         for program in reversed(self._programs):
             try:
-                self._rpc.supervisor.stopProcess(program.name, True)
+                self._ask("stopProcess", program.name, True)
                 say(program.name)
             except (Fault, OSError):  # was not running, or supervisor is gone with it
                 continue
@@ -226,7 +237,11 @@ def _config(programs: Sequence[Program], *, socket: Path, logs: Path) -> str:
             f"[program:{program.name}]",
             "command=" + " ".join(_quoted(word) for word in program.command),
             "autostart=false",
-            "autorestart=true",
+            *(
+                ["autorestart=true"]
+                if program.final_status is None
+                else ["autorestart=unexpected", f"exitcodes={program.final_status}"]
+            ),
             "startsecs=1",
             "startretries=1000000",
             f"stopwaitsecs={program.stop_wait_s}",

@@ -24,6 +24,7 @@ class Response(msgspec.Struct, frozen=True):
     output: list[Item] | None = None
     usage: OpenAIUsage | None = None
     service_tier: str | None = None
+    background: bool | None = None
     error: Any = None
 
 
@@ -35,6 +36,7 @@ class Document(msgspec.Struct, frozen=True):
     output: list[Item] | None = None
     usage: OpenAIUsage | None = None
     service_tier: str | None = None
+    background: bool | None = None
     error: Any = None
     type: str | None = None
     response: Response | None = None
@@ -63,12 +65,14 @@ def read(document: Document) -> Answer:
         stop_reason=document.status,
         usage=_usage(document),
         error=error_of(document.error) if document.error else None,
+        background=document.background is True,
         complete=document.status not in _PENDING,
     )
 
 
 def fold(documents: list[Document], body: bytes) -> Answer:
     model = status = error = usage = None
+    background = False
     complete = b"[DONE]" in body[-256:]
     for document in documents:
         if document.type == "error":
@@ -80,9 +84,10 @@ def fold(documents: list[Document], body: bytes) -> Answer:
         if response.error and error is None:
             error = error_of(response.error)
         usage = _usage(response) or usage
+        background = background or response.background is True
         if document.type in _TERMINAL:
             status, complete = response.status or document.type.removeprefix("response."), True
-    return Answer(model=model, stop_reason=status, usage=usage, error=error, complete=complete)
+    return Answer(model=model, stop_reason=status, usage=usage, error=error, background=background, complete=complete)
 
 
 def pieces(raw: Any) -> Iterator[Piece]:
@@ -116,7 +121,7 @@ def _dicts(raw: Any) -> list[dict[str, Any]]:
 SHAPE = Shape(
     document=Tolerant(Document),
     read=read,
-    torn_fields=("model", "status", "usage", "service_tier"),
+    torn_fields=("model", "status", "usage", "service_tier", "background"),
     needles=(b'"usage"', b'"error"', b'"response"'),
     fold=fold,
     pieces=pieces,

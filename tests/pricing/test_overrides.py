@@ -1,11 +1,15 @@
 """The user's price file: what it means, and what it says of a mistake."""
 
+import re
+import tomllib
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
-from pricing.overrides import BadOverrides, parse_overrides
+from pricing.overrides import _RATES, _WORDS, BadOverrides, parse_overrides
 
+_PAGE = (Path(__file__).parents[2] / "docs" / "pricing.md").read_text()
 _HEAD = '[[price]]\nprovider = "openai"\nmodel = "m"\n'
 
 
@@ -34,6 +38,16 @@ def test_the_documented_example_is_understood() -> None:
     assert rates["web_searches"].base == 10  # for a thousand, as the unit has it
     assert entry.period.as_of == "2026-11-01"
     assert entry.period.from_ms == 1_796_083_200_000
+
+
+def test_the_page_names_all_that_an_entry_may_hold_and_nothing_else() -> None:
+    page = _PAGE.partition("## Prices of your own")[2]
+    (example,) = re.findall(r"```toml\n(.+?)```", page, re.DOTALL)
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == _RATES.keys()
+    assert tomllib.loads(example)["price"][0].keys() >= _WORDS
+    assert len(parse_overrides(example).entries) == 1
 
 
 def test_an_empty_file_overrides_nothing() -> None:

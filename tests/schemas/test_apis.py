@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.apis import api_of, model_in_path
+from schemas.apis import api_of, is_of_stored, model_in_path
 from schemas.providers import ALIASES, catalogue
 
 _OPEN = Path(__file__).parents[3] / "shared" / "exchanges" / "open.jsonl.gz"
@@ -44,3 +44,21 @@ def test_every_alias_leads_to_a_provider() -> None:
 
 def test_the_catalogue_has_every_provider_of_the_snapshot() -> None:
     assert len(catalogue()) == 152
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "of_stored"),
+    [
+        ("GET", "/v1/responses/resp_1", True),
+        ("DELETE", "/v1/chat/completions/chatcmpl-1", True),
+        ("POST", "/v1/responses/resp_1/cancel", True),
+        ("POST", "/v1/chat/completions/chatcmpl-1", True),
+        ("POST", "/v1/projects/p/locations/l/batchPredictionJobs/7:cancel", True),
+        ("POST", "/v1/responses", False),
+        ("POST", "/v1/responses/compact", False),
+        ("POST", "/v1/chat/completions", False),
+        ("POST", "/openai/deployments/cancel/chat/completions", False),
+    ],
+)
+def test_a_call_of_a_stored_answer_is_known_by_its_method_and_path(method: str, path: str, of_stored: bool) -> None:
+    assert is_of_stored(method, path) is of_stored

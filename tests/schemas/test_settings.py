@@ -1,6 +1,6 @@
 import pytest
 
-from cli.generated import files
+from cli.generated import files, settings_page
 from schemas.settings import (
     ALL,
     EdgeSettings,
@@ -78,3 +78,17 @@ def test_every_setting_says_what_it_means() -> None:
 def test_the_settings_page_is_the_codes() -> None:
     for path, text in files().items():
         assert path.read_text() == text, f"{path.name} is not up to date; run: make format"
+
+
+def test_what_a_command_reads_for_itself_stops_nothing_and_is_on_the_settings_page(env: pytest.MonkeyPatch) -> None:
+    env.setenv("HELIOGRAPH_KEY", "sk-helio-1")
+    env.setenv("HELIOGRAPH_CONTROL_URL", "http://control.example.com")
+    assert load(SharedSettings).log_level == "info"
+    page = settings_page()
+    assert "`HELIOGRAPH_KEY`" in page
+    assert "`HELIOGRAPH_CONTROL_URL`" in page
+
+
+def test_a_mistyped_variable_of_a_command_stops_with_the_right_one() -> None:
+    with pytest.raises(SettingsError, match="HELIOGRAPH_KEYS: there is no such setting; did you mean HELIOGRAPH_KEY"):
+        check_names({"HELIOGRAPH_KEYS": "1"})

@@ -262,6 +262,105 @@ def test_a_cache_hit_keeps_its_tokens_and_costs_nothing(prices: PriceBook) -> No
     assert (row["usage_source"], row["input_tokens"]) == ("reported", 1000)
 
 
+_STORED_CHAT = "/v1/chat/completions/chatcmpl-1"
+_STORED_RESPONSE = (
+    b'{"object":"response","id":"resp_1","status":"completed","model":"gpt-4o-2024-08-06","background":%s,"output":[],'
+    b'"usage":{"input_tokens":1000,"output_tokens":100,"total_tokens":1100}}'
+)
+
+
+def response(*, background: bool = False, **changes: Any) -> Event:
+    """A call of the Responses API whose answer reports 1,000 tokens in and 100 out."""
+    fields = {"api": "openai.responses", "path": "/v1/responses/resp_1", "requested_model": None, **changes}
+    return chat(_STORED_RESPONSE % (b"true" if background else b"false"), **fields)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(response(method="GET"), id="a response fetched"),
+        pytest.param(response(method="DELETE"), id="a response deleted"),
+        pytest.param(
+            response(method="POST", path="/v1/responses/resp_1/cancel", api="other", background=True),
+            id="a response cancelled",
+        ),
+        pytest.param(chat(method="GET", path=_STORED_CHAT, api="other"), id="a completion fetched"),
+        pytest.param(chat(method="POST", path=_STORED_CHAT, api="other"), id="a completion's metadata changed"),
+        pytest.param(
+            chat(
+                method="GET",
+                path=_STORED_CHAT,
+                reading=Reading(
+                    model="gpt-4o-2024-08-06",
+                    usage=Usage("reported", 1000, 100),
+                    counts={"input_tokens": 1000, "output_tokens": 100},
+                    cost_usd="0.00123",
+                    cost_source="provider",
+                ),
+            ),
+            id="a completion fetched, its body left out",
+        ),
+    ],
+)
+def test_a_call_that_reads_or_manages_a_stored_answer_used_nothing_of_its_own(event: Event, prices: PriceBook) -> None:
+    row = row_of(event, prices)
+
+    assert (row["usage_source"], row["input_tokens"], row["output_tokens"]) == ("none", None, None)
+    assert (row["cost_usd"], row["cost_source"], row["prices_as_of"]) == (None, "", "")
+    assert (row["model"], row["outcome"]) == ("gpt-4o-2024-08-06", "success")
+
+
+def test_one_generation_is_counted_once_however_often_it_is_fetched_and_managed(case: Case) -> None:
+    made = response(method="POST", path="/v1/responses", project_id=case.project)
+    fetched = [response(method="GET", project_id=case.project) for _ in range(3)]
+    cancelled = response(method="POST", path="/v1/responses/resp_1/cancel", api="other", project_id=case.project)
+
+    enrich(case.batch([made, *fetched, cancelled]), case.services())
+
+    sums = "count(), sum(input_tokens), sum(output_tokens), sum(cost_usd)"
+    assert case.query(f"SELECT {sums} FROM requests WHERE project_id = %(project)s") == [
+        (5, 1000, 100, Decimal("0.0035"))
+    ]
+
+
+def test_a_stored_answer_that_names_no_usage_is_not_counted_by_us(prices: PriceBook) -> None:
+    answer = b'{"object":"chat.completion","model":"gpt-4o","choices":[{"index":0,"message":{"content":"hi there"}}]}'
+
+    assert row_of(chat(answer, method="GET", path=_STORED_CHAT), prices)["usage_source"] == "none"
+
+
+def test_a_recorded_fetch_of_a_background_response_shows_its_tokens_and_no_cost(prices: PriceBook) -> None:
+    """The POST that began it could name none."""
+    recorded = {exchange["id"][:8]: exchange for exchange in exchanges()}
+    fetched, begun = (row_of(event_of(recorded[id_]), prices) for id_ in ("81bfde25", "893a8922"))
+
+    assert (fetched["method"], fetched["usage_source"]) == ("GET", "reported")
+    assert (fetched["input_tokens"], fetched["output_tokens"]) == _TOKENS["openai.responses"](
+        recorded["81bfde25"]["usage"]
+    )
+    assert (fetched["cost_usd"], fetched["cost_source"]) == (None, "")
+    assert (begun["method"], begun["usage_source"], begun["cost_usd"]) == ("POST", "none", None)
+
+
+def test_a_background_response_fetched_as_a_stream_shows_its_tokens_and_no_cost(prices: PriceBook) -> None:
+    stream = b'data: {"type":"response.completed","response":%s}\n\n' % (_STORED_RESPONSE % b"true")
+
+    row = row_of(response(method="GET", stream=True, response_type="text/event-stream", response=Body(
+        size=len(stream), head=stream
+    )), prices)  # fmt: skip
+
+    assert (row["usage_source"], row["input_tokens"], row["cost_usd"]) == ("reported", 1000, None)
+
+
+def test_what_every_recorded_answer_reports_is_in_its_row(prices: PriceBook) -> None:
+    without = [
+        exchange["id"]
+        for exchange in exchanges()
+        if exchange["usage"] and row_of(event_of(exchange), prices)["usage_source"] == "none"
+    ]
+    assert without == []
+
+
 def test_a_reading_of_the_edge_takes_the_bodies_place(prices: PriceBook) -> None:
     reading = Reading(
         model="gpt-4o-2024-08-06",
