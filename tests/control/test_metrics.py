@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -201,3 +202,32 @@ async def test_users_and_sessions_are_ranked_with_what_they_used(world: World) -
         assert [s.session_id for s in page.sessions] == names, query
     recent = (await client.get(f"/v1/users?start={NOW_MS - DAY_MS}")).json()["users"]
     assert [u["requests"] for u in recent] == [1, 1, 1]
+
+
+@pytest.fixture
+def quiet(world: World) -> Iterator[World]:
+    """No part of the sessions' rollup is merged but by the test."""
+    world.query("SYSTEM STOP MERGES sessions_by_day")
+    yield world
+    world.query("SYSTEM START MERGES sessions_by_day")
+
+
+@pytest.mark.parametrize("query", ["user_id=ann", "user_id=ben", "name=chat", "name=", "name=chat&user_id=ann"])
+async def test_sessions_of_a_user_or_name_are_the_same_before_and_after_a_merge_and_as_the_rows(
+    quiet: World, query: str
+) -> None:
+    said = [("ann", "chat"), ("ben", ""), ("", "chat"), ("ann", "summary")]
+    for i, (user, name) in enumerate(said):
+        quiet.store(
+            [quiet.request(created_ms=NOW_MS - 2 * DAY_MS - i * 1000, user_id=user, session_id="s", session_name=name)]
+        )
+    wanted = dict(pair.split("=") for pair in query.split("&"))
+    requests = sum(user == wanted.get("user_id", user) and name == wanted.get("name", name) for user, name in said)
+    client = await quiet.client()
+    path = f"/v1/sessions?start={NOW_MS - 20 * DAY_MS}&{query}"
+    before = (await client.get(path)).json()["sessions"]
+    quiet.query("SYSTEM START MERGES sessions_by_day")
+    quiet.query("OPTIMIZE TABLE sessions_by_day FINAL")
+    after = (await client.get(path)).json()["sessions"]
+    assert before == after
+    assert [session["requests"] for session in before] == [requests] * bool(requests)

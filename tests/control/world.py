@@ -54,6 +54,12 @@ class World:
         )
         client.disconnect()
 
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        client = connect(self.shared.clickhouse)
+        rows: list[tuple[Any, ...]] = client.execute(sql)
+        client.disconnect()
+        return rows
+
     def request(self, **columns: Any) -> dict[str, Any]:
         """A stored request of this test's project, a minute old unless said otherwise."""
         created_ms = columns.pop("created_ms", NOW_MS - 60_000)
