@@ -94,7 +94,7 @@ def read_stored(sql: Sql, data: Path) -> Stored:
             name: (
                 sql(f"SELECT sum(requests), sum(input_tokens), sum(output_tokens), sum(cost_usd) FROM {name}")[0],
                 sql(
-                    "SELECT count(), sum(ifNull(input_tokens, 0)), sum(ifNull(output_tokens, 0)), "
+                    "SELECT count(), sum(input_tokens), sum(output_tokens), "
                     f"sum(toDecimal128(ifNull(cost_usd, 0), 10)) {source}"
                 )[0],
             )
