@@ -191,12 +191,15 @@ async def measure(store: Store, query: Query, asked: Asked, *, now_ms: int, limi
     if source == "raw" and asked.quantiles is None and not asked.filters.fields | set(asked.groups) <= _BY_HOUR:
         # Unasked-for quantiles over many users or values would cost more than all the rest.
         with_quantiles = query.range.end_ms - query.range.start_ms <= DAY_MS
-    only = ""
+    only, cut = "", False
     if source == "users" and asked.groups:
-        hashes = await rank_hashes(store, query, "users", stretches, asked.filters, rank=rank, limit=limit, offset=0)
+        hashes = await rank_hashes(
+            store, query, "users", stretches, asked.filters, rank=rank, limit=limit + 1, offset=0
+        )
         if not hashes:
             return Answer(source, query.range, [], truncated=False)
-        only = query.bind("Array(UInt64)", hashes)
+        cut = len(hashes) > limit
+        only = query.bind("Array(UInt64)", hashes[:limit])
     rows_max = limit if asked.bucket_ms is None else ROWS_MAX
     sql = _sql(query, asked, stretches, updated, with_quantiles=with_quantiles, only=only)
     order = "t" if asked.bucket_ms is not None else f"{_RANKED[rank]} DESC"
@@ -205,7 +208,7 @@ async def measure(store: Store, query: Query, asked: Asked, *, now_ms: int, limi
         query, f"{sql} ORDER BY {order}{groups} LIMIT {query.bind('UInt32', rows_max + 1)}", name=f"metrics_{source}"
     )
     shaped = [_shape(row, asked, with_quantiles=with_quantiles) for row in rows[:rows_max]]
-    return Answer(source, query.range, shaped, truncated=len(rows) > rows_max)
+    return Answer(source, query.range, shaped, truncated=cut or len(rows) > rows_max)
 
 
 _RANKED = {

@@ -182,6 +182,23 @@ async def test_a_token_class_that_no_request_knows_is_null_for_people_from_rollu
         assert (tokens["input_tokens"], tokens["reasoning_tokens"], tokens["cache_write_tokens"]) == (96, 4, None)
 
 
+@pytest.mark.parametrize(
+    ("group_by", "days"),
+    [
+        pytest.param("user", 2, id="from the rows"),
+        pytest.param("user", 20, id="from the rollup"),
+        pytest.param("time,user&bucket=1d", 20, id="by day"),
+    ],
+)
+async def test_users_beyond_the_limit_are_told(world: World, group_by: str, days: int) -> None:
+    world.store([world.request(created_ms=NOW_MS - HOUR_MS - i, user_id=f"u{i}") for i in range(3)])
+    client = await world.client()
+    path = f"/v1/metrics?group_by={group_by}&start={NOW_MS - days * DAY_MS}&limit="
+    two, three = [(await client.get(path + limit)).json() for limit in ("2", "3")]
+    assert (len(two["rows"]), two["truncated"]) == (2, True)
+    assert (len(three["rows"]), three["truncated"]) == (3, False)
+
+
 async def test_a_token_class_stays_unknown_and_known_over_merges(world: World) -> None:
     for known in (None, 5, None):
         world.store([world.request(created_ms=NOW_MS - 5 * DAY_MS, reasoning_tokens=known, cache_read_tokens=None)])
