@@ -20,7 +20,7 @@ def migrate() -> None:
 
     shared = shared_settings()
     try:
-        done = migrate_tables(shared.clickhouse, shared.retention)
+        done = migrate_tables(shared.clickhouse, shared.retention, kafka_hours=shared.kafka.retention_hours)
     except StoreError as error:
         errors.print(f"[bold red]ClickHouse could not be migrated:[/] {escape(str(error))}")
         raise typer.Exit(1) from None

@@ -199,7 +199,7 @@ def _said(shared: SharedSettings, name: str, words: str) -> Callable[[], bool]:
 def _migrate(shared: SharedSettings) -> None:
     from ingest.migrations import migrate
 
-    for name in migrate(shared.clickhouse, shared.retention):
+    for name in migrate(shared.clickhouse, shared.retention, kafka_hours=shared.kafka.retention_hours):
         console.print(f"    [dim]table migration {name}[/]")
 
 

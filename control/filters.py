@@ -95,12 +95,12 @@ def read_filters(parameters: Sequence[tuple[str, str]], *, others: frozenset[str
             raise BadRequest(name, value, f"at most {bounds.value_bytes} bytes")
         if "\0" in name:
             raise BadRequest(name, value, "a name holds no NUL")
+        if name.startswith(PROPERTY):
+            name = name.lower()
         given.setdefault(name, []).append(value)
         if len(given[name]) > bounds.filter_values:
             raise BadRequest(name, len(given[name]), f"at most {bounds.filter_values} values")
-    properties = {
-        name.removeprefix(PROPERTY).lower(): values for name, values in given.items() if name.startswith(PROPERTY)
-    }
+    properties = {name.removeprefix(PROPERTY): values for name, values in given.items() if name.startswith(PROPERTY)}
     if "" in properties or len(properties) > 20:
         raise BadRequest(PROPERTY, len(properties), "property.<name>=<value>, at most 20 of them")
     return Filters(

@@ -150,13 +150,7 @@ def compare(
     if field == "scores" or field == FEEDBACK:
         return Condition(_score(query, where, name or FEEDBACK, operator, value))
     if field in BODIES:
-        column = field.removesuffix("_body")
-        inside = _text(query, where, column, operator, value)
-        negative = operator in ("not-equals", "not-contains")
-        positive = _text(query, where, column, operator.removeprefix("not-"), value) if negative else inside
-        return Condition(
-            f"id {'NOT IN' if negative else 'IN'} (SELECT id FROM bodies WHERE {query.within()} AND {positive})"
-        )
+        return Condition(_body(query, where, field.removesuffix("_body"), operator, value))
     column, kind = FIELDS[field]
     if field == "provider" and isinstance(value, str):
         # Helicone writes providers in capitals, and so do its clients.
@@ -205,6 +199,18 @@ def _text(query: Query, where: str, column: str, operator: str, value: Any) -> s
         "contains": f"positionCaseInsensitiveUTF8({column}, {bound}) > 0",
         "not-contains": f"positionCaseInsensitiveUTF8({column}, {bound}) = 0",
     }[operator]
+
+
+def _body(query: Query, where: str, column: str, operator: str, value: Any) -> str:
+    """What stands in `bodies`, head and tail. Of a body that does not, nothing can be said, nor its contrary."""
+    said = operator.removeprefix("not-")
+    head, tail = (_text(query, where, part, said, value) for part in (column, f"{column}_tail"))
+    found = f"({head} AND {column}_tail = '')" if said == "equals" else f"({head} OR {column}_tail != '' AND {tail})"
+    unknown = f"({column}_left_out != '' OR {column}_reference != '')"
+    ids = f"SELECT id FROM bodies WHERE {query.within()} AND"
+    if said == operator:
+        return f"id IN ({ids} {found} AND NOT {unknown})"
+    return f"id NOT IN ({ids} ({found} OR {unknown}))"
 
 
 def _pattern(query: Query, value: str) -> str:

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control import metrics
 from control.database import Database, Project, SnapshotState, StoredKey
-from control.errors import BadRequest, Conflict, ControlError, NotFound, shown
+from control.errors import BadRequest, Conflict, ControlError, Forbidden, NotFound, shown
 from schemas.ids import new_id
 from schemas.keys import (
     DEFAULT_PROJECT,
@@ -151,19 +151,23 @@ class Keys:
                 await _require_project(connection, project)
             return [_info(row) for row in await connection.execute(query)]
 
-    async def revoke(self, id_or_name: str, project: str | None = None) -> RevokedKey:
+    async def revoke(self, id_or_name: str, project: str | None = None, *, asking: str | None = None) -> RevokedKey:
         """Revoke a key, at once and for good. Revoking it again changes nothing.
 
         Args:
             project: whose keys are looked at; None: all projects' (the operator's command line).
+            asking: id of the key that asks for it; None: none does.
 
         Raises:
+            Forbidden: it is the key that asks.
             NotFound: no key has this id or name.
             Conflict: several keys that are not revoked have this name; the message gives their ids.
         """
         now_us = time.time_ns() // 1000
         async with self.database.writing() as connection:
             info = await _find(connection, id_or_name, project)
+            if info.id == asking:
+                raise Forbidden("a key does not revoke itself; `heliograph keys revoke` does")
             if info.revoked_ms is None:
                 await connection.execute(
                     update(StoredKey).where(StoredKey.id == info.id).values(revoked_ms=now_us // 1000)

@@ -58,7 +58,7 @@ _TOKENS = SUMS[2:7]
 RAW_SUMS = (
     "count() AS n_requests",
     "countIf(outcome != 'success') AS n_errors",
-    *(f"sum(ifNull(toUInt64({name}), 0)) AS n_{name}" for name in _TOKENS),
+    *(f"sum(toUInt64({name})) AS n_{name}" for name in _TOKENS),  # NULL where no request knows it
     "countIf(usage_source != 'none') AS n_known_usage",
     "countIf(usage_source = 'reported') AS n_reported_usage",
     "countIf(isNotNull(cost_usd)) AS n_known_cost",
@@ -191,12 +191,15 @@ async def measure(store: Store, query: Query, asked: Asked, *, now_ms: int, limi
     if source == "raw" and asked.quantiles is None and not asked.filters.fields | set(asked.groups) <= _BY_HOUR:
         # Unasked-for quantiles over many users or values would cost more than all the rest.
         with_quantiles = query.range.end_ms - query.range.start_ms <= DAY_MS
-    only = ""
+    only, cut = "", False
     if source == "users" and asked.groups:
-        hashes = await rank_hashes(store, query, "users", stretches, asked.filters, rank=rank, limit=limit, offset=0)
+        hashes = await rank_hashes(
+            store, query, "users", stretches, asked.filters, rank=rank, limit=limit + 1, offset=0
+        )
         if not hashes:
             return Answer(source, query.range, [], truncated=False)
-        only = query.bind("Array(UInt64)", hashes)
+        cut = len(hashes) > limit
+        only = query.bind("Array(UInt64)", hashes[:limit])
     rows_max = limit if asked.bucket_ms is None else ROWS_MAX
     sql = _sql(query, asked, stretches, updated, with_quantiles=with_quantiles, only=only)
     order = "t" if asked.bucket_ms is not None else f"{_RANKED[rank]} DESC"
@@ -205,13 +208,13 @@ async def measure(store: Store, query: Query, asked: Asked, *, now_ms: int, limi
         query, f"{sql} ORDER BY {order}{groups} LIMIT {query.bind('UInt32', rows_max + 1)}", name=f"metrics_{source}"
     )
     shaped = [_shape(row, asked, with_quantiles=with_quantiles) for row in rows[:rows_max]]
-    return Answer(source, query.range, shaped, truncated=len(rows) > rows_max)
+    return Answer(source, query.range, shaped, truncated=cut or len(rows) > rows_max)
 
 
 _RANKED = {
     "requests": "sum(n_requests)",
     "cost": "sum(n_cost_usd)",
-    "tokens": "sum(n_input_tokens) + sum(n_output_tokens)",
+    "tokens": "ifNull(sum(n_input_tokens), 0) + ifNull(sum(n_output_tokens), 0)",
     "last_seen": "sum(n_requests)",
 }
 
@@ -367,14 +370,13 @@ def _shape(row: Row, asked: Asked, *, with_quantiles: bool) -> dict[str, Any]:
     return shape
 
 
-def sums_shape(sums: dict[str, int], cost: Any) -> dict[str, Any]:
-    """Sums are of what is known; how many are not is said beside them."""
-    known = sums["known_usage"] > 0
+def sums_shape(sums: dict[str, Any], cost: Any) -> dict[str, Any]:
+    """Sums are of what is known, null where nothing is; how many requests told nothing is said beside them."""
     return {
         "requests": sums["requests"],
         "errors": sums["errors"],
         "tokens": {
-            **{name: sums[name] if known else None for name in _TOKENS},
+            **{name: sums[name] for name in _TOKENS},
             "known_requests": sums["known_usage"],
             "reported_requests": sums["reported_usage"],
             "unknown_requests": sums["requests"] - sums["known_usage"],
@@ -403,7 +405,7 @@ _RANK_RAW = {
 _RANK_ROLLED = {
     "requests": "toInt64(sum(requests))",
     "cost": "sum(cost_usd)",
-    "tokens": "toInt64(sum(input_tokens) + sum(output_tokens))",
+    "tokens": "toInt64(ifNull(sum(input_tokens), 0) + ifNull(sum(output_tokens), 0))",
     "last_seen": "toUnixTimestamp64Milli(max(last_seen))",
 }
 

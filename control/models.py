@@ -158,6 +158,8 @@ class Facts(Shape):
 
 
 class Tokens(Shape):
+    """Sums of what is known. A class that no request told is null, never 0."""
+
     input_tokens: int | None
     output_tokens: int | None
     cache_read_tokens: int | None

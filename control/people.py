@@ -4,7 +4,7 @@
 from typing import Any, Literal
 
 from control.filters import Filters
-from control.measures import RAW_SUMS, SUMS, Part, Rank, between_buckets, parts, rank_hashes, sums_shape
+from control.measures import RAW_SUMS, SUMS, Part, Rank, Source, between_buckets, parts, rank_hashes, sums_shape
 from control.rows import as_text
 from control.scope import DAY_MS, PROJECT, Query, Range, iso
 from control.store import Store
@@ -31,9 +31,11 @@ async def list_people(
         name: of sessions: those of this name.
     """
     where, rolled_where = _conditions(query, kind, filters, name)
-    stretches = _stretches(kind, query.range, now_ms=now_ms)
+    # A session's name and user are no keys of its rollup: which of several it holds is for merges to say.
+    source: Source = "raw" if kind == "sessions" and where else kind
+    stretches = _stretches(source, query.range, now_ms=now_ms)
     hashes = await _first(
-        store, query, kind, stretches, rank=rank, limit=limit + 1, offset=offset, now_ms=now_ms,
+        store, query, kind, stretches, source, rank=rank, limit=limit + 1, offset=offset, now_ms=now_ms,
         where=where, rolled_where=rolled_where,
     )  # fmt: skip
     page = hashes[:limit]
@@ -45,24 +47,20 @@ async def list_people(
     return [_shape(kind, row) for row in rows], len(hashes) > limit
 
 
-def _stretches(kind: Kind, range_: Range, *, now_ms: int) -> list[Part]:
-    if range_.end_ms - range_.start_ms < 3 * DAY_MS:
-        return [Part("raw", range_)]
-    return parts(kind, range_, now_ms=now_ms)
+def _stretches(source: Source, range_: Range, *, now_ms: int) -> list[Part]:
+    return parts("raw" if range_.end_ms - range_.start_ms < 3 * DAY_MS else source, range_, now_ms=now_ms)
 
 
 def _conditions(query: Query, kind: Kind, filters: Filters, name: str | None) -> tuple[str, str]:
+    """Over the requests, and over the rollups of users."""
     where = rolled = ""
     if user_ids := filters.exact.get("user_id"):
         bound = query.bind("Array(String)", user_ids)
         where += f" AND user_id IN {bound}"
-        rolled += f" AND user_id IN {bound}"
         if kind == "users":
-            rolled += f" AND user_hash IN (SELECT cityHash64(arrayJoin({bound})))"
+            rolled += f"{where} AND user_hash IN (SELECT cityHash64(arrayJoin({bound})))"
     if name is not None:
-        bound = query.bind("String", name)
-        where += f" AND session_name = {bound}"
-        rolled += f" AND session_name = {bound}"
+        where += f" AND session_name = {query.bind('String', name)}"
     return where, rolled
 
 
@@ -71,6 +69,7 @@ async def _first(
     query: Query,
     kind: Kind,
     stretches: list[Part],
+    source: Source,
     *,
     rank: Rank,
     limit: int,
@@ -89,7 +88,7 @@ async def _first(
         # Who was seen last was seen in the last days: nobody outside them comes before somebody inside.
         # From midnight on, so that whole days of the rollup answer it.
         newest = Range((query.range.end_ms - 2 * DAY_MS) // DAY_MS * DAY_MS, query.range.end_ms)
-        hashes = await ranked(parts(kind, newest, now_ms=now_ms))
+        hashes = await ranked(parts(source, newest, now_ms=now_ms))
         if len(hashes) >= limit:
             return hashes
     return await ranked(stretches)

@@ -3,6 +3,7 @@
 The log's side comes in through `LogView`, which whoever starts control wires to the spool or to Kafka; the store's side
 is the ledger.
 """
+# ruff: noqa: S608 - what goes into SQL here is names of bound values.
 
 import asyncio
 import time
@@ -80,10 +81,15 @@ class Ledger(msgspec.Struct, frozen=True):
     dead_lettered: int = 0
     last: int = -1
     newest_event_ms: int | None = None
-    newer_offsets: int = 0
-    """Of `offsets`, those at or after what the plan has committed."""
-    newer_firsts: frozenset[int] = frozenset()
-    """Where the batches of `newer_offsets` begin."""
+    newer: "Newer" = msgspec.field(default_factory=lambda: Newer())
+
+
+class Newer(msgspec.Struct, frozen=True):
+    """Of one partition's batches in the ledger, those at or after what the plan has committed."""
+
+    offsets: int = 0
+    firsts: frozenset[int] = frozenset()
+    """Where they begin."""
 
 
 class Pipeline:
@@ -150,29 +156,41 @@ class Pipeline:
         }
 
     async def _ledger(self, views: Mapping[Partition, PartitionView]) -> dict[Partition, Ledger]:
-        # A batch repeated after the deduplication window has moved on stands there twice, and counts once.
+        # The batches first: whatever stands there was counted in the sums before.
+        newer = await self._newer(views)
         rows = await self._store.ledger_rows(
-            "SELECT topic, partition, count(), sum(l - first + 1), sum(e), sum(r), sum(d), max(l), max(n), "
-            "sumIf(l - first + 1, first >= since), groupArrayIf(first, first >= since) FROM ("
-            "SELECT toString(topic) AS topic, partition, first, any(last) AS l, any(events) AS e, any(rows) AS r, "
-            "any(dead_lettered) AS d, toUnixTimestamp64Milli(max(newest_event_at)) AS n, "
-            "transform(concat(topic, ':', toString(partition)), {names:Array(String)}, {committed:Array(UInt64)}, "
-            "toUInt64(9223372036854775807)) AS since "
-            "FROM batches GROUP BY topic, partition, first) GROUP BY topic, partition",
-            {
-                "names": [str(partition) for partition in views],
-                "committed": [view.plan.committed for view in views.values()],
-            },
-            name="ledger",
+            "SELECT toString(topic), partition, sum(batches), sum(offsets), sum(events), sum(rows), sum(dead_lettered), "
+            "max(last), toUnixTimestamp64Milli(max(newest_event_at)) FROM batches_by_partition GROUP BY topic, partition",
+            name="ledger_sums",
         )
         return {
-            Partition(topic, number): Ledger(
-                batches, offsets, events, stored, dead, last, newest or None, newer, frozenset(firsts)
+            (where := Partition(topic, number)): Ledger(
+                batches, offsets, events, stored, dead, last, newest or None, newer.get(where, Newer())
             )
-            for topic, number, batches, offsets, events, stored, dead, last, newest, newer, firsts in rows
+            for topic, number, batches, offsets, events, stored, dead, last, newest in rows
         }
 
+    async def _newer(self, views: Mapping[Partition, PartitionView]) -> dict[Partition, Newer]:
+        if not views:
+            return {}
+        values: dict[str, object] = {}
+        wanted = []
+        for i, (where, view) in enumerate(views.items()):
+            values |= {f"t{i}": where.topic, f"p{i}": where.number, f"c{i}": view.plan.committed}
+            wanted.append(f"(topic = {{t{i}:String}} AND partition = {{p{i}:UInt32}} AND first >= {{c{i}:UInt64}})")
+        # A batch may stand there twice, and counts once.
+        rows = await self._store.ledger_rows(
+            f"SELECT topic, partition, sum(l - first + 1), groupArray({_FIRSTS_MAX})(first) FROM ("
+            "SELECT toString(batches.topic) AS topic, partition, first, any(last) AS l FROM batches "
+            f"WHERE {' OR '.join(wanted)} GROUP BY topic, partition, first) GROUP BY topic, partition",
+            values,
+            name="ledger_newer",
+        )
+        return {Partition(topic, number): Newer(offsets, frozenset(firsts)) for topic, number, offsets, firsts in rows}
 
+
+_FIRSTS_MAX = 10_000
+"""Far more than a plan has batches. Where a plan is lost there are others."""
 _SUMMED = ("logged", "planned", "unplanned", "skipped", "stored", "dead_lettered", "without_event", "outstanding")
 _SPOOL = "spool/"
 _REPLAYS = ("dead/", "replay/")
@@ -189,7 +207,7 @@ def _first_unstored(
     """Of each partition the first offset that no batch of the ledger covers. Left out: all of them are covered."""
     waiting = {}
     for partition, view in views.items():
-        done = ledger.get(partition, Ledger()).newer_firsts
+        done = ledger.get(partition, Ledger()).newer.firsts
         firsts = [batch.first for batch in view.plan.batches(partition) if batch.first not in done]
         first = min(firsts, default=view.plan.planned)
         if first < view.end:
@@ -230,7 +248,9 @@ def _partition_shape(partition: Partition, view: PartitionView | None, sums: Led
     # Without its log, all that a partition ever promised is in the ledger.
     end = sums.last + 1 if view is None else max(view.end, sums.last + 1)
     planned_to = sums.last + 1 if view is None else max(view.plan.planned, sums.last + 1)
-    outstanding = 0 if view is None else planned_to - view.plan.committed - sums.newer_offsets
+    outstanding = 0 if view is None else planned_to - view.plan.committed - sums.newer.offsets
+    # A batch on its way into the ledger is among the sums already.
+    outstanding = max(0, min(outstanding, planned_to - sums.offsets))
     planned = sums.offsets + outstanding
     return {
         "topic": partition.topic,

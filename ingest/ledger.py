@@ -14,6 +14,10 @@ SELECT first, last, events, rows, dead_lettered FROM batches
 WHERE topic = %(topic)s AND partition = %(partition)s AND first >= %(since)s
 ORDER BY first, last LIMIT 1 BY first, last
 """
+# The sums are kept for longer than the batches.
+_LAST = """
+SELECT max(last) FROM batches_by_partition WHERE topic = %(topic)s AND partition = %(partition)s HAVING count() > 0
+"""
 
 
 class Ledger:
@@ -39,6 +43,16 @@ class Ledger:
             Confirmation(Batch(where.topic, where.number, first, last), events, rows, dead)
             for first, last, events, rows, dead in found
         ]
+
+    def last(self, where: Partition) -> int | None:
+        """The last offset of a partition that was ever stored, or was about to be confirmed; None: none was.
+
+        Raises:
+            StoreUnavailable, StoreRefused: as `confirmed`.
+        """
+        with self._asking, store_errors():
+            found = self._client.execute(_LAST, {"topic": where.topic, "partition": where.number})
+        return int(found[0][0]) if found else None
 
     def close(self) -> None:
         with self._asking:

@@ -1,5 +1,6 @@
 """Brings the ClickHouse tables to this version's form: numbered SQL files, each recorded once it has run."""
 
+import math
 import re
 from collections.abc import Iterator
 from importlib.resources import files
@@ -15,6 +16,7 @@ _TTL = {
     "property_updates": ("created_at", "requests_days"),
     "bodies": ("created_at", "bodies_days"),
     "dead_letters": ("died_at", "dead_letter_days"),
+    "batches": ("inserted_at", "ledger_days"),
     "requests_by_minute": ("minute", "rollup_days"),
     "requests_by_hour": ("hour", "rollup_days"),
     "requests_by_day": ("day", "rollup_days"),
@@ -46,8 +48,11 @@ def migrations(*, replicated: bool) -> Iterator[Migration]:
         yield Migration(file.name.removesuffix(".sql"), [s.strip() for s in text.split(";") if s.strip()])
 
 
-def migrate(settings: ClickHouseSettings, retention: RetentionSettings) -> list[str]:
+def migrate(settings: ClickHouseSettings, retention: RetentionSettings, *, kafka_hours: int = 0) -> list[str]:
     """Create the database, run what has not run, set retention. Safe to run at any time, by several at once.
+
+    Args:
+        kafka_hours: how long Kafka keeps events; as long as it does, the ledger keeps their batches.
 
     Returns:
         Names of the migrations that ran.
@@ -75,9 +80,15 @@ def migrate(settings: ClickHouseSettings, retention: RetentionSettings) -> list[
                 client.execute(statement)
             client.execute("INSERT INTO migrations (name) VALUES", [(migration.name,)])
             done.append(migration.name)
-        _set_retention(client, retention, settings.database)
+        _set_retention(client, _at_least(retention, kafka_hours), settings.database)
         client.disconnect()
     return done
+
+
+def _at_least(retention: RetentionSettings, kafka_hours: int) -> RetentionSettings:
+    """A replay asks the ledger for what it reads in Kafka and of dead letters, whatever their age."""
+    days = max(retention.ledger_days, retention.dead_letter_days, math.ceil(kafka_hours / 24))
+    return retention.model_copy(update={"ledger_days": days})
 
 
 def _set_retention(client: "object", retention: RetentionSettings, database: str) -> None:

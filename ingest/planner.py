@@ -38,6 +38,10 @@ class Ledger(Protocol):
         """The batches of a partition in the ledger that begin at `since` or later."""
         ...
 
+    def last(self, where: Partition) -> int | None:
+        """The last offset of a partition that was ever in it; None: none was."""
+        ...
+
 
 HandOut = Callable[[Batch], None]
 """Gives a batch to the workers, once; blocking, raises when it cannot."""
@@ -149,9 +153,8 @@ class Planner:
             LogGap: the ledger knows batches of this partition, so there was a plan, and it is lost. Other boundaries
                 would count events twice.
         """
-        confirmed = await asyncio.to_thread(self._ledger.confirmed, partition, 0)
-        if confirmed:
-            last = max(confirmation.batch.last for confirmation in confirmed)
+        last = await asyncio.to_thread(self._ledger.last, partition)
+        if last is not None:
             raise LogGap(
                 f"the plan of {partition} is gone, but the ledger has batches up to offset {last}; "
                 f"see docs/operations.md, 'A plan is lost'"

@@ -74,6 +74,8 @@ class Stored:
     """Rows and different ids."""
     attempts: tuple[int, int]
     ledger: Sequence[Ledger]
+    ledger_sums: Mapping[tuple[str, int], Sequence[int]]
+    """By topic and partition: batches, offsets, events, rows and dead letters that `/v1/pipeline` counts."""
     dead_letters: int
     spools: Mapping[str, Spool]
     """By topic."""
@@ -85,6 +87,10 @@ def read_stored(sql: Sql, data: Path) -> Stored:
         "SELECT toString(topic), partition, first, any(last), any(events), any(rows), any(dead_lettered), count() "
         "FROM batches GROUP BY topic, partition, first ORDER BY topic, partition, first"
     )
+    ledger_sums = sql(
+        "SELECT toString(topic), partition, sum(batches), sum(offsets), sum(events), sum(rows), sum(dead_lettered) "
+        "FROM batches_by_partition GROUP BY topic, partition"
+    )
     (bodies,) = sql("SELECT count(), uniqExact(id) FROM bodies")
     (attempts,) = sql("SELECT count(), uniqExact(id, number) FROM attempts")
     ((dead,),) = sql("SELECT count() FROM dead_letters")
@@ -94,7 +100,7 @@ def read_stored(sql: Sql, data: Path) -> Stored:
             name: (
                 sql(f"SELECT sum(requests), sum(input_tokens), sum(output_tokens), sum(cost_usd) FROM {name}")[0],
                 sql(
-                    "SELECT count(), sum(ifNull(input_tokens, 0)), sum(ifNull(output_tokens, 0)), "
+                    "SELECT count(), sum(input_tokens), sum(output_tokens), "
                     f"sum(toDecimal128(ifNull(cost_usd, 0), 10)) {source}"
                 )[0],
             )
@@ -103,6 +109,7 @@ def read_stored(sql: Sql, data: Path) -> Stored:
         bodies=(bodies[0], bodies[1]),
         attempts=(attempts[0], attempts[1]),
         ledger=[Ledger(*row) for row in ledger],
+        ledger_sums={(topic, partition): sums for topic, partition, *sums in ledger_sums},
         dead_letters=dead,
         spools=read_spools(data),
     )
@@ -161,6 +168,7 @@ def visible_again_s(answered: Mapping[str, float], stored: Stored, *, killed_s: 
 def problems(stored: Stored) -> list[str]:
     """Everything between the spools and the rollups that does not add up."""
     found = _table_problems(stored) + _ledger_problems(stored, sum(row.copies for row in stored.rows.values()))
+    found += _sums_problems(stored)
     for topic, spool in stored.spools.items():
         if spool.committed != spool.end:
             found.append(f"{topic}: not settled, {spool.end} events and {spool.committed} confirmed")
@@ -170,7 +178,7 @@ def problems(stored: Stored) -> list[str]:
 def problems_on_kafka(stored: Stored) -> list[str]:
     """Everything between the ledger and the rollups that does not add up. In Kafka a batch's offsets have holes."""
     rows = sum(row.copies for row in stored.rows.values())
-    found = _table_problems(stored)
+    found = _table_problems(stored) + _sums_problems(stored)
     ends: dict[tuple[str, int], int] = {}
     for batch in stored.ledger:
         where = (batch.topic, batch.partition)
@@ -224,6 +232,20 @@ def _ledger_problems(stored: Stored, rows: int) -> list[str]:
         if ends.get(topic, 0) != spool.end:
             found.append(f"ledger: {topic} ends at {ends.get(topic, 0)}, its spool at {spool.end}")
     return found
+
+
+def _sums_problems(stored: Stored) -> list[str]:
+    due: dict[tuple[str, int], list[int]] = {}
+    for batch in stored.ledger:
+        sums = due.setdefault((batch.topic, batch.partition), [0] * 5)
+        for place, more in enumerate((1, batch.last - batch.first + 1, batch.events, batch.rows, batch.dead)):
+            sums[place] += more
+    return [
+        f"sums of {topic}:{partition}: {counted}, but its batches are {batches}"
+        for topic, partition in sorted({*due, *stored.ledger_sums})
+        if (counted := list(stored.ledger_sums.get((topic, partition), [])))
+        != (batches := due.get((topic, partition), []))
+    ]
 
 
 def _name(batch: Ledger) -> str:

@@ -81,6 +81,12 @@ class RetentionSettings(Group):
     bodies_days: int = Field(30, ge=1, le=3650, description="days its bodies are kept")
     rollup_days: int = Field(730, ge=1, le=3650, description="days the rollups are kept")
     dead_letter_days: int = Field(30, ge=1, le=3650, description="days a dead letter is kept")
+    ledger_days: int = Field(
+        90,
+        ge=7,
+        le=3650,
+        description="days a batch is kept in the ledger, its sums for good; longer where dead letters or Kafka's events are",
+    )
 
 
 class SpoolSettings(Group):

@@ -74,6 +74,10 @@ ATTEMPTS = Table(
     "attempts",
     ("project_id", "created_at", "id", "number", "provider", "status", "started_at", "latency_ms", "reason"),
 )
+SUMS = Table(
+    "batches_by_partition",
+    ("topic", "partition", "batches", "offsets", "events", "rows", "dead_lettered", "last", "newest_event_at"),
+)
 DEAD_LETTERS = Table("dead_letters", ("topic", "partition", "offset", "error", "message", "payload"))
 LEDGER = Table(
     "batches",
@@ -261,11 +265,13 @@ class Store:
         self.insert_block(REQUESTS, work.requests, token)
 
     def confirm(self, work: StoredBatch) -> Confirmation:
-        """Last of all, the batch's row in the ledger. From then on nobody looks at the batch again.
+        """Last of all, the batch's row in the ledger. From then on nobody looks at the batch again, so before it, it is
+        counted in the sums.
 
         Raises:
             StoreUnavailable, StoreRefused: nothing is confirmed.
         """
+        self.insert_block(SUMS, [_sums_row(work)], work.token)
         self.insert_block(LEDGER, [_ledger_row(work)], work.token)
         return work.confirmation
 
@@ -312,6 +318,12 @@ def _ledger_row(work: StoredBatch) -> Row:
     batch = work.batch
     counts = (work.events, work.confirmation.rows, work.dead)
     return (batch.topic, batch.partition, batch.first, batch.last, *counts, work.oldest_ms, work.newest_ms)
+
+
+def _sums_row(work: StoredBatch) -> Row:
+    batch = work.batch
+    counts = (1, batch.next_offset - batch.first, work.events, work.confirmation.rows, work.dead)
+    return (batch.topic, batch.partition, *counts, batch.last, work.newest_ms)
 
 
 def _dead_token(work: StoredBatch) -> str:

@@ -37,7 +37,12 @@ _QUERY_EXAMPLE = {
     openapi_extra={"requestBody": {"content": {"application/json": {"example": _QUERY_EXAMPLE}}}},
 )
 async def query_clickhouse(request: Request, caller: Reader) -> Response:
-    """A tree without `request_created_at` looks at the newest days alone (CONTROL_DEFAULT_RANGE_DAYS)."""
+    """A tree without `request_created_at` looks at the newest days alone (CONTROL_DEFAULT_RANGE_DAYS).
+
+    `request_body` and `response_body` look at the text that is kept beside the request: of a long one its head and its
+    tail. A body that was moved to the object store or left out matches neither `contains` nor `not-contains`, and no
+    other operator.
+    """
     services = services_of(request)
     asked = helicone.read_query(await request.body(), helicone.RequestQuery)
     assert isinstance(asked, helicone.RequestQuery)

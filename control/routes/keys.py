@@ -7,7 +7,6 @@ from starlette.responses import Response
 
 from control import models
 from control.auth import identify
-from control.errors import Forbidden
 from control.keys import KeyInfo, parse_expiry
 from control.routes.parameters import ERRORS, NOT_FOUND, Admin, Bearer, HeliconeAuth, Reader, now_ms
 from control.scope import iso
@@ -66,9 +65,7 @@ async def create_key(request: Request, body: models.KeyIn, caller: Admin) -> Res
 )
 async def revoke_key(request: Request, id_or_name: str, caller: Admin) -> Response:
     """In force at every edge within a second; at once here."""
-    if id_or_name == caller.key_id:
-        raise Forbidden("a key does not revoke itself; `heliograph keys revoke` does")
-    revoked = await services_of(request).keys.revoke(id_or_name, caller.project_id)
+    revoked = await services_of(request).keys.revoke(id_or_name, caller.project_id, asking=caller.key_id)
     return Json({"info": _key_shape(revoked.info), "published": revoked.published})
 
 

@@ -1,4 +1,5 @@
--- The ledger: one row per batch, written last. A batch that stands here is done.
+-- The ledger: one row per batch, written last. A batch that stands here is done. One that is repeated over the end of a
+-- month may stand here twice, since tokens are a partition's own: whoever reads it takes the first.
 
 CREATE TABLE IF NOT EXISTS batches (
     topic          LowCardinality(String),
@@ -13,7 +14,26 @@ CREATE TABLE IF NOT EXISTS batches (
     inserted_at    DateTime64(3, 'UTC') DEFAULT now64(3)
 )
 ENGINE = {{engine MergeTree}}
+PARTITION BY toStartOfMonth(inserted_at)
 ORDER BY (topic, partition, first)
+SETTINGS {{dedup}}, ttl_only_drop_parts = 1;
+
+-- Sums over all batches there ever were, kept for good. Inserted under a batch's token before its row in the ledger: of a
+-- server that dies in between, the batch comes again. A view of `batches` could lack one for ever, since nobody looks again
+-- at a batch that stands there.
+CREATE TABLE IF NOT EXISTS batches_by_partition (
+    topic          LowCardinality(String),
+    partition      UInt32,
+    batches        UInt64,
+    offsets        UInt64,
+    events         UInt64,
+    rows           UInt64,
+    dead_lettered  UInt64,
+    last           SimpleAggregateFunction(max, UInt64),
+    newest_event_at SimpleAggregateFunction(max, DateTime64(3, 'UTC'))
+)
+ENGINE = {{engine SummingMergeTree}}
+ORDER BY (topic, partition)
 SETTINGS {{dedup}};
 
 -- Events that could not be turned into rows, each alone, with what is needed to try again.

@@ -108,6 +108,42 @@ async def test_bodies_are_searched_and_bounded(world: World) -> None:
     assert everything[2]["request_body"]["_heliograph"] == "left_out"
 
 
+@pytest.mark.parametrize("field", ["request", "response"])
+async def test_of_a_body_what_is_kept_is_searched_and_nothing_is_said_of_the_rest(world: World, field: str) -> None:
+    kept = {
+        "whole": {field: "a needle"},
+        "head": {field: "a needle", f"{field}_tail": "hay"},
+        "tail": {field: "hay", f"{field}_tail": "a needle"},
+        "neither": {field: "hay", f"{field}_tail": "hay"},
+        "hay": {field: "hay"},
+        "none": {},
+        "left out": {f"{field}_left_out": "asked"},
+        "moved": {field: "hay", f"{field}_reference": "default/2026-11-21/x"},
+    }
+    rows = {name: world.request() for name in kept}
+    world.store(list(rows.values()))
+    empty = dict.fromkeys([field, f"{field}_tail", f"{field}_left_out", f"{field}_reference"], "")
+    world.store(
+        [
+            {k: rows[name][k] for k in ("project_id", "created_at", "id")} | empty | columns
+            for name, columns in kept.items()
+        ],
+        "bodies",
+    )
+    client = await world.client()
+    names = {str(row["id"]): name for name, row in rows.items()}
+
+    async def found(operator: str, value: str) -> set[str]:
+        return {names[row["request_id"]] for row in await query(client, leaf(f"{field}_body", operator, value))}
+
+    assert await found("contains", "Needle") == {"whole", "head", "tail"}
+    assert await found("not-contains", "Needle") == {"neither", "hay", "none"}
+    assert await found("like", "%needle") == {"whole", "head", "tail"}
+    assert await found("like", "") == {"none"}
+    assert await found("equals", "hay") == {"hay"}
+    assert await found("not-equals", "hay") == {"whole", "head", "tail", "neither", "none"}
+
+
 async def test_the_trees_own_times_take_the_defaults_place(world: World) -> None:
     old = world.request(created_ms=NOW_MS - 60 * DAY_MS)
     world.store([old])

@@ -213,3 +213,15 @@ async def test_an_admin_manages_the_keys_of_its_own_project_alone(world: World) 
     answer = await world.bare(headers={"Helicone-Auth": f"Bearer {made.json()['key']}"}).get("/v1/requests")
     assert answer.status_code == 401
     assert "revoked" in answer.json()["error"]["message"]
+
+
+async def test_a_key_revokes_itself_neither_by_id_nor_by_name(world: World) -> None:
+    made = await world.keys.create(name="mine", project=world.project, permissions=("admin",))
+    admin = world.bare(headers={"Authorization": f"Bearer {made.text}"})
+    for said in (made.info.id, "mine"):
+        answer = await admin.delete(f"/v1/keys/{said}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    listed = (await admin.get("/v1/keys")).json()["keys"]
+    assert [key["state"] for key in listed] == ["active"]
+    other = await world.client("admin")
+    assert (await other.delete("/v1/keys/mine")).status_code == 200

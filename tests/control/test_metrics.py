@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -87,6 +88,9 @@ def rows(world: World) -> list[dict[str, Any]]:
             latency_ms=100.0 + i,
             key_id=["k1", "k2"][i % 2],
             key_name=["web", "batch"][i % 2],
+            output_tokens=None if i % 4 else 14,
+            reasoning_tokens=None if i % 3 else i,
+            cache_write_tokens=None,
         )
         if i % 6
         else world.unknown(created_ms=NOW_MS - 1000 - i * 5 * HOUR_MS // 2, properties={"tier": "gold"})
@@ -100,7 +104,7 @@ def sums(rows: list[dict[str, Any]], *groups: str) -> dict[tuple[Any, ...], tupl
     return {
         tuple(row[group] for group in groups): (
             row["requests"], row["errors"], row["cost"]["usd"], row["cost"]["unknown_requests"],
-            row["tokens"]["input_tokens"], row["tokens"]["unknown_requests"],
+            *row["tokens"].values(),
         )
         for row in rows
     }  # fmt: skip
@@ -143,7 +147,7 @@ async def test_every_source_gives_the_same_sums_as_the_rows(
     raw = (await client.get(f"{path}&latency_ms_min=0")).json()
     assert raw["source"] == "raw"
     assert sums(rolled["rows"], *groups) == sums(raw["rows"], *groups)
-    assert rolled["rows"]
+    assert {row["tokens"]["cache_write_tokens"] for row in rolled["rows"]} == {None}
 
 
 async def test_sums_are_of_what_is_known_and_say_how_much_is_not(world: World) -> None:
@@ -159,6 +163,72 @@ async def test_nothing_known_is_null_and_not_zero(world: World) -> None:
     world.store([world.unknown()])
     (row,) = (await (await world.client()).get("/v1/metrics")).json()["rows"]
     assert row["cost"]["usd"] is row["tokens"]["input_tokens"] is row["first_token_ms"] is None
+
+
+@pytest.mark.parametrize("path", ["/v1/users", "/v1/sessions"])
+async def test_a_token_class_that_no_request_knows_is_null_for_people_from_rollup_and_raw_alike(
+    world: World, path: str
+) -> None:
+    told = [{"cache_write_tokens": None, "reasoning_tokens": None}, {"cache_write_tokens": None}]
+    world.store([world.request(created_ms=NOW_MS - DAY_MS - i, session_id="s", **one) for i, one in enumerate(told)])
+    client = await world.client()
+    of = path.removeprefix("/v1/")
+    for sort in ("cost", "tokens", "last_seen"):
+        rolled, raw = [
+            (await client.get(f"{path}?sort={sort}&start={NOW_MS - days * DAY_MS}")).json()[of] for days in (20, 2)
+        ]
+        assert rolled == raw
+        tokens = rolled[0]["tokens"]
+        assert (tokens["input_tokens"], tokens["reasoning_tokens"], tokens["cache_write_tokens"]) == (96, 4, None)
+
+
+@pytest.mark.parametrize(
+    ("group_by", "days"),
+    [
+        pytest.param("user", 2, id="from the rows"),
+        pytest.param("user", 20, id="from the rollup"),
+        pytest.param("time,user&bucket=1d", 20, id="by day"),
+    ],
+)
+async def test_users_beyond_the_limit_are_told(world: World, group_by: str, days: int) -> None:
+    world.store([world.request(created_ms=NOW_MS - HOUR_MS - i, user_id=f"u{i}") for i in range(3)])
+    client = await world.client()
+    path = f"/v1/metrics?group_by={group_by}&start={NOW_MS - days * DAY_MS}&limit="
+    two, three = [(await client.get(path + limit)).json() for limit in ("2", "3")]
+    assert (len(two["rows"]), two["truncated"]) == (2, True)
+    assert (len(three["rows"]), three["truncated"]) == (3, False)
+
+
+async def test_a_token_class_stays_unknown_and_known_over_merges(world: World) -> None:
+    for known in (None, 5, None):
+        world.store([world.request(created_ms=NOW_MS - 5 * DAY_MS, reasoning_tokens=known, cache_read_tokens=None)])
+    for (rollup,) in world.query(
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'AggregatingMergeTree'"
+    ):
+        world.query(f"OPTIMIZE TABLE {rollup} FINAL")
+    client = await world.client()
+    for group in ("model", "user", "key", "property.environment"):
+        path = f"/v1/metrics?start={NOW_MS - 9 * DAY_MS}&group_by={group}"
+        for answer in [(await client.get(path)).json(), (await client.get(f"{path}&latency_ms_min=0")).json()]:
+            (tokens,) = [row["tokens"] for row in answer["rows"]]
+            assert (tokens["reasoning_tokens"], tokens["cache_read_tokens"]) == (5, None), answer["source"]
+
+
+async def test_by_tokens_those_of_which_none_are_known_come_last(world: World) -> None:
+    for created_ms in (NOW_MS - 1000, NOW_MS - 10 * DAY_MS):
+        world.store(
+            [
+                world.request(created_ms=created_ms, user_id="some", model="some", output_tokens=None),
+                world.unknown(created_ms=created_ms, user_id="none", model="none"),
+            ]
+        )
+    client = await world.client()
+    for start in (NOW_MS - DAY_MS, NOW_MS - 20 * DAY_MS):
+        users = (await client.get(f"/v1/users?sort=tokens&start={start}")).json()["users"]
+        assert [user["user_id"] for user in users] == ["some", "none"]
+        for group in ("user", "model"):
+            rows = (await client.get(f"/v1/metrics?group_by={group}&sort=tokens&start={start}")).json()["rows"]
+            assert [row[group] for row in rows] == ["some", "none"]
 
 
 async def test_quantiles_come_from_rollup_and_raw_alike(world: World) -> None:
@@ -201,3 +271,32 @@ async def test_users_and_sessions_are_ranked_with_what_they_used(world: World) -
         assert [s.session_id for s in page.sessions] == names, query
     recent = (await client.get(f"/v1/users?start={NOW_MS - DAY_MS}")).json()["users"]
     assert [u["requests"] for u in recent] == [1, 1, 1]
+
+
+@pytest.fixture
+def quiet(world: World) -> Iterator[World]:
+    """No part of the sessions' rollup is merged but by the test."""
+    world.query("SYSTEM STOP MERGES sessions_by_day")
+    yield world
+    world.query("SYSTEM START MERGES sessions_by_day")
+
+
+@pytest.mark.parametrize("query", ["user_id=ann", "user_id=ben", "name=chat", "name=", "name=chat&user_id=ann"])
+async def test_sessions_of_a_user_or_name_are_the_same_before_and_after_a_merge_and_as_the_rows(
+    quiet: World, query: str
+) -> None:
+    said = [("ann", "chat"), ("ben", ""), ("", "chat"), ("ann", "summary")]
+    for i, (user, name) in enumerate(said):
+        quiet.store(
+            [quiet.request(created_ms=NOW_MS - 2 * DAY_MS - i * 1000, user_id=user, session_id="s", session_name=name)]
+        )
+    wanted = dict(pair.split("=") for pair in query.split("&"))
+    requests = sum(user == wanted.get("user_id", user) and name == wanted.get("name", name) for user, name in said)
+    client = await quiet.client()
+    path = f"/v1/sessions?start={NOW_MS - 20 * DAY_MS}&{query}"
+    before = (await client.get(path)).json()["sessions"]
+    quiet.query("SYSTEM START MERGES sessions_by_day")
+    quiet.query("OPTIMIZE TABLE sessions_by_day FINAL")
+    after = (await client.get(path)).json()["sessions"]
+    assert before == after
+    assert [session["requests"] for session in before] == [requests] * bool(requests)

@@ -11,9 +11,10 @@ from pydantic import SecretStr
 from control import models
 from control.pipeline import PartitionView, ShippedSpool
 from ingest.log import LogUnavailable, Plan
-from schemas.batch import Partition
+from schemas.batch import Batch, Partition
 from schemas.settings import ClickHouseSettings, ControlBounds, RedisSettings, SharedSettings
 from tests.control.world import NOW_MS, World, opened
+from workers.store import LEDGER, Store, StoredBatch
 
 
 class FakeLog:
@@ -49,11 +50,16 @@ def partition() -> Partition:
     return Partition(f"spool/{uuid.uuid4().hex}", 0)
 
 
-def batch(partition: Partition, first: int, last: int, **columns: Any) -> dict[str, Any]:
-    size = last - first + 1
-    moment = datetime.fromtimestamp(NOW_MS / 1000, UTC)
-    counts = {"events": size, "rows": size, "dead_lettered": 0, "oldest_event_at": moment, "newest_event_at": moment}
-    return {"topic": partition.topic, "partition": partition.number, "first": first, "last": last, **counts, **columns}
+def stored(
+    partition: Partition, first: int, last: int, *, events: int | None = None, dead: int = 0, newest_ms: int = NOW_MS
+) -> StoredBatch:
+    """A batch whose rows are in the tables; its events are as many as its offsets unless said otherwise."""
+    return StoredBatch(
+        batch=Batch(partition.topic, partition.number, first, last),
+        events=last - first + 1 if events is None else events,
+        requests=[], bodies=[], attempts=[], dead_letters=[],
+        dead=dead, oldest_ms=NOW_MS, newest_ms=newest_ms,
+    )  # fmt: skip
 
 
 def mine(page: dict[str, Any], partition: Partition) -> dict[str, Any]:
@@ -75,15 +81,7 @@ async def test_the_counters_add_up_at_every_stage(shared: SharedSettings, partit
     log.views = [PartitionView(partition, start=0, end=100, plan=Plan(committed=40, cuts=(60, 90)))]
     log.ages_ms = {40: NOW_MS - 5000, 60: NOW_MS - 3000, 90: NOW_MS - 1000}
     async with opened(shared, log_view=log) as world:
-        world.store(
-            [
-                batch(partition, 0, 39, rows=37, dead_lettered=2, events=39),
-                # One that was repeated after its token had been forgotten stands there twice.
-                batch(partition, 40, 59),
-                batch(partition, 40, 59, newest_event_at=datetime.fromtimestamp(NOW_MS / 1000 + 1, UTC)),
-            ],
-            "batches",
-        )
+        world.confirm(stored(partition, 0, 39, dead=2, events=39), stored(partition, 40, 59))
         page = (await (await world.client()).get("/v1/pipeline")).json()
     models.PipelineOut.model_validate(page)
     part = mine(page, partition)
@@ -99,9 +97,79 @@ async def test_the_counters_add_up_at_every_stage(shared: SharedSettings, partit
     ).replace("+00:00", "Z")
 
 
+async def counted(shared: SharedSettings, log: FakeLog, partition: Partition) -> dict[str, Any]:
+    async with opened(shared, log_view=log) as world:
+        page = (await (await world.client()).get("/v1/pipeline")).json()
+    models.PipelineOut.model_validate(page)
+    assert adds_up(page)
+    return mine(page, partition)
+
+
+async def test_a_batch_that_is_confirmed_again_counts_once(world: World, partition: Partition) -> None:
+    log = FakeLog()
+    log.views = [PartitionView(partition, start=0, end=100, plan=Plan(committed=40, cuts=(60, 90)))]
+    batches = stored(partition, 0, 39, dead=2), stored(partition, 40, 59, newest_ms=NOW_MS + 1000)
+    world.confirm(*batches)
+    once = await counted(world.shared, log, partition)
+    assert (once["batches"], once["stored"], once["dead_lettered"], once["outstanding"]) == (2, 58, 2, 30)
+
+    world.confirm(*batches)
+    world.query("OPTIMIZE TABLE batches_by_partition FINAL")
+    assert await counted(world.shared, log, partition) == once
+
+    # Over the end of a month its row in the ledger is no repeat of the one before.
+    world.store(
+        [dict(zip(LEDGER.columns, (*partition, 40, 59, 20, 20, 0, *[datetime.now(UTC)] * 2), strict=True))], "batches"
+    )
+    assert world.query(f"SELECT count() FROM batches WHERE topic = '{partition.topic}'") == [(3,)]
+    assert await counted(world.shared, log, partition) == once
+
+
+async def test_a_batch_on_its_way_into_the_ledger_counts_once(
+    world: World, partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker, or ClickHouse, died between the sums and the ledger."""
+    log = FakeLog()
+    log.views = [PartitionView(partition, start=0, end=100, plan=Plan(committed=40, cuts=(60, 90)))]
+    world.confirm(stored(partition, 0, 39))
+    insert = Store.insert_block
+    with monkeypatch.context() as dying:
+        dying.setattr(Store, "insert_block", lambda self, table, *args: table is LEDGER or insert(self, table, *args))
+        world.confirm(stored(partition, 40, 59))
+    assert world.query(f"SELECT count() FROM batches WHERE topic = '{partition.topic}'") == [(1,)]
+    half = await counted(world.shared, log, partition)
+    assert (half["stored"], half["outstanding"], half["skipped"]) == (60, 30, 0)
+
+    world.confirm(stored(partition, 40, 59))
+    assert await counted(world.shared, log, partition) == half
+
+
+async def test_counters_stay_when_the_ledgers_batches_have_gone(world: World, partition: Partition) -> None:
+    log = FakeLog()
+    log.views = [PartitionView(partition, start=0, end=100, plan=Plan(committed=60, cuts=(90,)))]
+    world.confirm(stored(partition, 0, 39, dead=3), stored(partition, 40, 59))
+    before = await counted(world.shared, log, partition)
+    world.query(f"ALTER TABLE batches DELETE WHERE topic = '{partition.topic}' SETTINGS mutations_sync = 2")
+    assert await counted(world.shared, log, partition) == before
+    assert before["stored"] == 57
+
+
+async def test_of_the_batches_only_those_since_the_commit_are_read(world: World, partition: Partition) -> None:
+    log = FakeLog()
+    log.views = [PartitionView(partition, start=0, end=200_010, plan=Plan(committed=200_000, cuts=(200_010,)))]
+    world.query(
+        "INSERT INTO batches (topic, partition, first, last, events, rows) "
+        f"SELECT '{partition.topic}', 0, number, number, 1, 1 FROM numbers(200000)"
+    )
+    few = ControlBounds(query_read_rows=20_000)
+    async with opened(world.shared, log_view=log, bounds=few) as bounded:
+        answer = await (await bounded.client()).get("/v1/pipeline")
+    assert answer.status_code == 200, answer.text
+
+
 async def test_a_log_whose_folder_is_gone_still_counts(shared: SharedSettings, partition: Partition) -> None:
     async with opened(shared, log_view=FakeLog()) as world:
-        world.store([batch(partition, 0, 9)], "batches")
+        world.confirm(stored(partition, 0, 9))
         page = (await (await world.client()).get("/v1/pipeline")).json()
     part = mine(page, partition)
     assert (part["present"], part["logged"], part["stored"]) == (False, 10, 10)
@@ -114,7 +182,7 @@ async def test_an_offset_that_was_never_planned_is_neither_outstanding_nor_store
     log = FakeLog()
     log.views = [PartitionView(partition, start=1000, end=1300, plan=Plan(committed=1200, cuts=(1250,)))]
     async with opened(shared, log_view=log) as world:
-        world.store([batch(partition, 1000, 1199)], "batches")
+        world.confirm(stored(partition, 1000, 1199))
         part = mine((await (await world.client()).get("/v1/pipeline")).json(), partition)
     assert {name: part[name] for name in ("logged", "planned", "skipped", "unplanned", "outstanding", "stored")} == {
         "logged": 1300, "planned": 250, "skipped": 1000, "unplanned": 50, "outstanding": 50, "stored": 200,
@@ -127,9 +195,9 @@ async def test_a_replayed_letter_is_counted_apart_and_not_as_a_new_event(
     log = FakeLog()
     log.views = [PartitionView(partition, start=0, end=10, plan=Plan(committed=10))]
     async with opened(shared, log_view=log) as world:
-        world.store([batch(partition, 0, 9, rows=9, dead_lettered=1)], "batches")
+        world.confirm(stored(partition, 0, 9, dead=1))
         before = (await (await world.client()).get("/v1/pipeline")).json()
-        world.store([batch(Partition(f"dead/{partition.topic}", 0), 4, 4)], "batches")
+        world.confirm(stored(Partition(f"dead/{partition.topic}", 0), 4, 4))
     async with opened(shared, log_view=log) as world:
         after = (await (await world.client()).get("/v1/pipeline")).json()
     assert after["replayed"] == before["replayed"] + 1
@@ -148,7 +216,7 @@ async def test_what_kafka_has_forgotten_of_a_spool_that_is_gone_still_counts(
     log.views = [PartitionView(topic, start=0, end=101, plan=Plan(committed=101))]
     async with opened(shared, log_view=log) as world:
         before = (await (await world.client()).get("/v1/pipeline")).json()
-        world.store([batch(topic, 0, 100, events=100, rows=100)], "batches")
+        world.confirm(stored(topic, 0, 100, events=100))
     async with opened(shared, log_view=log) as world:
         after = (await (await world.client()).get("/v1/pipeline")).json()
     assert (before["unshipped"], before["unshipped_spools_unseen"]) == (3, 1)

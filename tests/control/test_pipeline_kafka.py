@@ -20,10 +20,11 @@ from schemas.batch import Batch
 from schemas.event import Event, pack
 from schemas.ids import new_id
 from schemas.settings import KafkaSettings, PlannerSettings, SharedSettings
-from tests.control.test_pipeline import adds_up
+from tests.control.test_pipeline import adds_up, stored
 from tests.control.world import NOW_MS, opened
 from tests.ingest.kafka_tools import fill, producing, ship, transaction
 from tests.servers import RunningKafka
+from workers.store import StoredBatch
 
 
 class Line:
@@ -52,21 +53,15 @@ class Line:
             await log.close()
             ledger.close()
 
-    def stored(self, batches: list[Batch]) -> list[dict[str, Any]]:
-        """Their rows in the ledger, a dead letter in each that has an event."""
+    def stored(self, batches: list[Batch]) -> list[StoredBatch]:
+        """As a worker stored them, a dead letter in each that has an event."""
         reader = KafkaReader(self.kafka)
-        rows = []
-        for batch in batches:
-            events = len(reader.read(batch))
-            at = datetime.fromtimestamp(NOW_MS / 1000, UTC)
-            dead = min(1, events)
-            rows.append({
-                "topic": batch.topic, "partition": batch.partition, "first": batch.first, "last": batch.last,
-                "events": events, "rows": events - dead, "dead_lettered": dead, "oldest_event_at": at,
-                "newest_event_at": at,
-            })  # fmt: skip
+        events = [len(reader.read(batch)) for batch in batches]
         reader.close()
-        return rows
+        return [
+            stored(batch.where, batch.first, batch.last, events=count, dead=min(1, count))
+            for batch, count in zip(batches, events, strict=True)
+        ]
 
 
 def event(age_s: int) -> Event:
@@ -128,18 +123,18 @@ async def test_every_event_is_in_one_stage_from_the_spool_to_its_row(line: Line)
 
     rows = line.stored(line.handed)
     async with opened(line.shared) as world:
-        world.store(rows[:2], "batches")
+        world.confirm(*rows[:2])
     some = await page_of(line)
-    done = sum(row["last"] - row["first"] + 1 for row in rows[:2])
+    done = sum(row.batch.next_offset - row.batch.first for row in rows[:2])
     assert some["outstanding"] == 100 + markers - done
     assert some["stored"] + some["dead_lettered"] + some["without_event"] == done
 
     async with opened(line.shared) as world:
-        world.store(rows[2:], "batches")
+        world.confirm(*rows[2:])
     rest = await page_of(line)
     assert (rest["outstanding"], rest["unplanned"], rest["without_event"]) == (0, 0, markers)
     assert rest["stored"] + rest["dead_lettered"] == rest["shipped"] == 100
-    assert rest["dead_lettered"] == sum(row["dead_lettered"] for row in rows)
+    assert rest["dead_lettered"] == sum(row.dead for row in rows)
     assert (rest["unshipped"], rest["lag_events"]) == (20, 20)
     # What is left is young.
     assert rest["oldest_unstored_age_s"] < before["oldest_unstored_age_s"]

@@ -229,6 +229,18 @@ async def test_a_request_is_found_by_any_id(world: World, made: str) -> None:
     assert (await (await world.client()).get(f"/v1/requests/{id_}")).json()["id"] == str(id_)
 
 
+async def test_a_propertys_name_has_no_case_and_all_its_values_count(world: World) -> None:
+    rows = [world.request(properties={"env": value}) for value in ("a", "b", "c")]
+    world.store(rows)
+    client = await world.client()
+    found = await ids(client, "/v1/requests?property.Env=a&property.env=b")
+    assert set(found) == {str(row["id"]) for row in rows[:2]}
+    most = world.app.state.services.bounds.filter_values
+    asked = "&".join(f"property.{name}={i}" for name in ("Env", "env") for i in range(most // 2 + 1))
+    answer = await client.get(f"/v1/requests?{asked}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+
+
 async def test_a_property_said_later_takes_the_stored_ones_place(world: World) -> None:
     changed, left = world.request(), world.request()
     world.store([changed, left])

@@ -15,6 +15,7 @@ from control.pipeline import LogView
 from ingest.clickhouse import connect
 from schemas.ids import new_id
 from schemas.settings import ControlBounds, ControlSettings, SharedSettings
+from workers.store import Store, StoredBatch
 
 NOW_MS = int(datetime.now(UTC).timestamp() * 1000)
 HOUR_MS = 3_600_000
@@ -53,6 +54,19 @@ class World:
             f"INSERT INTO {table} ({', '.join(columns)}) VALUES", [tuple(row[c] for c in columns) for row in rows]
         )
         client.disconnect()
+
+    def confirm(self, *batches: StoredBatch) -> None:
+        """Into the ledger, as workers do it."""
+        store = Store(self.shared.clickhouse)
+        for batch in batches:
+            store.confirm(batch)
+        store.close()
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        client = connect(self.shared.clickhouse)
+        rows: list[tuple[Any, ...]] = client.execute(sql)
+        client.disconnect()
+        return rows
 
     def request(self, **columns: Any) -> dict[str, Any]:
         """A stored request of this test's project, a minute old unless said otherwise."""

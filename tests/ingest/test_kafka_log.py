@@ -41,6 +41,9 @@ class MemoryLedger:
     def confirmed(self, where: Partition, since: int) -> Sequence[Confirmation]:
         return [done for batch, done in list(self.done.items()) if batch.where == where and batch.first >= since]
 
+    def last(self, where: Partition) -> int | None:
+        return max((batch.last for batch in self.done if batch.where == where), default=None)
+
 
 def log_of(kafka: KafkaSettings, instance: str = "a") -> KafkaLog:
     return KafkaLog(kafka, batch_events=AT_ONCE.batch_events, instance=instance)

@@ -75,6 +75,9 @@ class MemoryLedger:
             raise StoreUnavailable("ClickHouse is away")
         return [confirmation for first, confirmation in self.done.items() if first >= since]
 
+    def last(self, where: Partition) -> int | None:
+        return max((confirmation.batch.last for confirmation in self.done.values()), default=None)
+
 
 class Workers:
     def __init__(self, log: MemoryLog) -> None:

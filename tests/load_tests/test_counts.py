@@ -15,6 +15,7 @@ WHOLE = Stored(
     bodies=(5, 5),
     attempts=(5, 5),
     ledger=[Ledger(TOPIC, 0, 0, 2, 3, 3, 0, 1), Ledger(TOPIC, 0, 3, 4, 2, 2, 0, 1)],
+    ledger_sums={(TOPIC, 0): (2, 5, 5, 5, 0)},
     dead_letters=0,
     spools={TOPIC: Spool(end=5, committed=5, dropped=0)},
 )
@@ -41,6 +42,12 @@ def test_what_adds_up_has_no_problem() -> None:
         pytest.param({"bodies": (6, 5)}, "bodies: 6 rows of 5", id="a body twice"),
         pytest.param({"bodies": (4, 4)}, "bodies: 4 rows of 4", id="a body missing"),
         pytest.param({"attempts": (6, 5)}, "attempts: 6 rows", id="an attempt twice"),
+        pytest.param({"ledger_sums": {}}, f"sums of {TOPIC}:0: []", id="a partition without sums"),
+        pytest.param(
+            {"ledger_sums": {(TOPIC, 0): (3, 7, 7, 7, 0)}},
+            "but its batches are [2, 5, 5, 5, 0]",
+            id="a batch counted twice",
+        ),
         pytest.param({"dead_letters": 1}, "1 dead letters", id="a dead letter"),
         pytest.param({"ledger": [*WHOLE.ledger[:1]]}, "ends at 3, its spool at 5", id="a batch missing at the end"),
         pytest.param(
@@ -75,6 +82,7 @@ def test_each_spool_has_a_ledger_from_its_own_beginning() -> None:
         bodies=(6, 6),
         attempts=(6, 6),
         ledger=[*WHOLE.ledger, other],
+        ledger_sums={**WHOLE.ledger_sums, ("spool/b", 0): (1, 1, 1, 1, 0)},
         spools={**WHOLE.spools, "spool/b": Spool(1, 1, 0)},
     )
 

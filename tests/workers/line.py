@@ -230,6 +230,11 @@ class Line:
         assert {number: end for number, end in self._ends().items() if end} == reached
         events, stored, dead = (sum(int(str(line[place])) for line in lines) for place in (3, 4, 5))
         assert (events, stored, dead) == (len(self.sent) + len(self.junk), len(self.sent), len(self.junk))
+        sums = self.case.query(
+            "SELECT sum(batches), sum(offsets), sum(events), sum(rows), sum(dead_lettered) FROM batches_by_partition "
+            "WHERE topic = %(topic)s"
+        )
+        assert sums == [(len(lines), sum(self._ends().values()), events, stored, dead)]
 
     def _ends(self) -> dict[int, int]:
         if self.kafka is None:

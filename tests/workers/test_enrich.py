@@ -27,7 +27,7 @@ from tests.servers import running_clickhouse
 from tests.workers.case import Case, once
 from workers import rows
 from workers.enrich import compute, compute_parts, enrich, now_ms
-from workers.store import ATTEMPTS, BODIES, DEAD_LETTERS, LEDGER, REQUESTS, Row, Store, StoredBatch, Table
+from workers.store import ATTEMPTS, BODIES, DEAD_LETTERS, LEDGER, REQUESTS, SUMS, Row, Store, StoredBatch, Table
 
 DAY_MS = 86_400_000
 
@@ -210,7 +210,7 @@ class SuspendedStore(Store):
         super().insert_block(table, rows, token)
 
 
-@pytest.mark.parametrize("table", [t.name for t in (DEAD_LETTERS, BODIES, ATTEMPTS, REQUESTS, LEDGER)])
+@pytest.mark.parametrize("table", [t.name for t in (DEAD_LETTERS, BODIES, ATTEMPTS, REQUESTS, SUMS, LEDGER)])
 def test_a_worker_that_slept_until_its_tokens_were_forgotten_inserts_nothing_more(
     forgetful_case: Case, table: str
 ) -> None:
@@ -229,7 +229,7 @@ def test_a_worker_that_slept_until_its_tokens_were_forgotten_inserts_nothing_mor
     assert case.counts() == once(60, dead=6, ledger=6)
 
 
-_KEEPS = "engine IN ('MergeTree', 'AggregatingMergeTree') AND name != 'migrations'"
+_KEEPS = "engine IN ('MergeTree', 'AggregatingMergeTree', 'SummingMergeTree') AND name != 'migrations'"
 
 
 def test_a_hundred_thousand_users_are_one_block_in_every_table(case: Case) -> None:
