@@ -2,20 +2,17 @@
 
 import asyncio
 import base64
-import gzip
-import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.e2e.house import Answer, House, Replay
+from tests.exchanges import recorded
 from tests.pricing.conftest import Exchange, read_exchanges
 from tests.pricing.test_exchanges import expected
 
-_OPEN = Path(__file__).parents[3] / "shared" / "exchanges" / "open.jsonl.gz"
 _FRAMING = ("content-length", "transfer-encoding", "content-encoding", "connection")
 _CLASSES = (
     "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens",
@@ -25,13 +22,11 @@ _CLASSES = (
 
 def _answers() -> dict[str, tuple[dict[str, Any], Answer]]:
     found = {}
-    with gzip.open(_OPEN) as lines:
-        for line in lines:
-            raw = json.loads(line)
-            body = raw["response_body"] or ""
-            data = base64.b64decode(body) if raw.get("encoding") == "base64" else body.encode()
-            headers = {k: v for k, v in raw["response_headers"].items() if k.lower() not in _FRAMING}
-            found[raw["id"]] = (raw, Answer(raw["status"], headers, data, stream=bool(raw["stream"])))
+    for raw in recorded():
+        body = raw["response_body"] or ""
+        data = base64.b64decode(body) if raw.get("encoding") == "base64" else body.encode()
+        headers = {k: v for k, v in raw["response_headers"].items() if k.lower() not in _FRAMING}
+        found[raw["id"]] = (raw, Answer(raw["status"], headers, data, stream=bool(raw["stream"])))
     return found
 
 

@@ -2,10 +2,8 @@
 
 import asyncio
 import base64
-import gzip
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -13,8 +11,8 @@ import openai
 import pytest
 
 from tests.e2e.house import Answer, House, Replay
+from tests.exchanges import recorded
 
-_OPEN = Path(__file__).parents[3] / "shared" / "exchanges" / "open.jsonl.gz"
 _KEY = "sk-planted-provider-key-e2e"
 _TOOLS: Any = [
     {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
@@ -22,23 +20,21 @@ _TOOLS: Any = [
 _TURNS: Any = [{"role": "user", "content": "hi"}]
 
 
-def recorded(fits: Callable[[dict[str, Any]], bool]) -> tuple[dict[str, Any], Answer]:
+def first(fits: Callable[[dict[str, Any]], bool]) -> tuple[dict[str, Any], Answer]:
     """The first recorded exchange of its kind, as an answer."""
-    with gzip.open(_OPEN) as lines:
-        for line in lines:
-            raw = json.loads(line)
-            if fits(raw):
-                body = raw["response_body"] or ""
-                data = base64.b64decode(body) if raw.get("encoding") == "base64" else body.encode()
-                content_type = raw["response_headers"].get("content-type", "application/json")
-                return raw, Answer(raw["status"], {"content-type": content_type}, data, stream=bool(raw["stream"]))
+    for raw in recorded():
+        if fits(raw):
+            body = raw["response_body"] or ""
+            data = base64.b64decode(body) if raw.get("encoding") == "base64" else body.encode()
+            content_type = raw["response_headers"].get("content-type", "application/json")
+            return raw, Answer(raw["status"], {"content-type": content_type}, data, stream=bool(raw["stream"]))
     raise LookupError
 
 
 def of(
     api: str, *, stream: bool = False, status: int = 200, text: str = "", provider: str = ""
 ) -> tuple[dict[str, Any], Answer]:
-    return recorded(
+    return first(
         lambda raw: (
             raw["api"] == api
             and bool(raw["stream"]) == stream

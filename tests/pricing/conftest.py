@@ -1,7 +1,6 @@
 """Recorded exchanges (`../shared/exchanges`, beside the repository), as fixtures."""
 
 import base64
-import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,7 @@ import pytest
 
 from pricing.answer import Answer, read_answer
 from pricing.prices import PriceBook
-
-_OPEN = Path(__file__).parents[3] / "shared" / "exchanges" / "open.jsonl.gz"
+from tests.exchanges import recorded
 
 
 class Exchange(NamedTuple):
@@ -55,9 +53,7 @@ def _exchange(raw: dict[str, Any]) -> Exchange:
 
 
 def read_exchanges() -> Iterator[Exchange]:
-    with gzip.open(_OPEN) as lines:
-        for line in lines:
-            yield _exchange(json.loads(line))
+    yield from map(_exchange, recorded())
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,17 @@
-import gzip
-import json
-from pathlib import Path
-
 import pytest
 
 from schemas.apis import api_of, is_of_stored, model_in_path
 from schemas.providers import ALIASES, catalogue
-
-_OPEN = Path(__file__).parents[3] / "shared" / "exchanges" / "open.jsonl.gz"
+from tests.exchanges import recorded
 
 
 def test_every_recorded_call_is_known_by_its_path() -> None:
     wrong = set()
-    with gzip.open(_OPEN) as lines:
-        for line in lines:
-            raw = json.loads(line)
-            provider = catalogue().get(raw["provider"])
-            api = api_of(provider.shape if provider else "openai", raw["path"].split("?")[0])
-            if api != raw["api"]:
-                wrong.add((raw["path"].split("?")[0], api, raw["api"]))
+    for raw in recorded():
+        provider = catalogue().get(raw["provider"])
+        api = api_of(provider.shape if provider else "openai", raw["path"].split("?")[0])
+        if api != raw["api"]:
+            wrong.add((raw["path"].split("?")[0], api, raw["api"]))
     assert wrong == {
         # Counting is no generation: it uses no tokens, and its answer is no usage.
         ("/v1/messages/count_tokens", "other", "anthropic.messages"),

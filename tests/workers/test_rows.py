@@ -1,13 +1,11 @@
 """What a row says of a call, for real exchanges and for each rule that is ours."""
 
 import base64
-import gzip
 import itertools
 import json
 import time
 from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +15,12 @@ from pricing.prices import PriceBook
 from schemas.apis import model_in_path
 from schemas.event import Attempt, Body, Event, Reading, Usage
 from schemas.ids import new_id
+from tests.exchanges import recorded
 from tests.workers.case import Case, once
 from workers.enrich import enrich
 from workers.rows import DAY_MS, Poison, rows_of, window_at
 from workers.store import ATTEMPTS, BODIES, REQUESTS
 
-_EXCHANGES = Path(__file__).parents[3] / "shared" / "exchanges" / "open.jsonl.gz"
 NOW_MS = time.time_ns() // 1_000_000
 WINDOW = window_at(NOW_MS, keep_days=90)
 
@@ -30,8 +28,7 @@ Row = dict[str, Any]
 
 
 def exchanges() -> list[dict[str, Any]]:
-    with gzip.open(_EXCHANGES) as lines:
-        return [json.loads(line) for line in lines]
+    return list(recorded())
 
 
 def event_of(exchange: dict[str, Any], **changes: Any) -> Event:
