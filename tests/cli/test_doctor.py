@@ -66,7 +66,7 @@ def test_of_control_each_failing_part_is_named_with_its_problem_and_remedy(capsy
 
 
 def test_of_the_edge_each_problem_is_named() -> None:
-    spool: Any = SimpleNamespace(level="full")
+    spool: Any = SimpleNamespace(level="full", failing=False)
     snapshots: Any = SimpleNamespace(keys=None)
     status, page = _ready(spool, snapshots, EdgeSettings(auth="required"))
 
