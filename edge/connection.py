@@ -161,7 +161,7 @@ class ClientConnection(asyncio.Protocol):
                 reading.arrived()
             else:
                 self._beside += len(data)
-                if self._beside > self._front.bounds.header_bytes:
+                if self._beside > _HEADS * self._front.bounds.header_bytes:
                     self._end_reading()
                     self._malformed(
                         errors.HeadersTooLarge(f"The request's trailers have more than {self._beside} bytes.")
@@ -334,14 +334,14 @@ class ClientConnection(asyncio.Protocol):
 
     def _goes_on(self, client: Client) -> None:
         """The call is over, its record included: the connection may carry the next one."""
-        if self._is_closed:
-            return
-        if not client.answered or not client.keep or self._stops:
+        if not self._is_closed and (not client.answered or not client.keep or self._stops):
             self._close()
-            return
-        self._reads_on()
+        else:
+            self._reads_on()
 
     def _reads_on(self) -> None:
+        if self._is_closed:
+            return
         if self.paused and len(self._waiting) <= _PIPELINED_AHEAD:
             self.resume()
         if not self._waiting:
