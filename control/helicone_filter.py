@@ -207,10 +207,8 @@ def _body(query: Query, where: str, column: str, operator: str, value: Any) -> s
     head, tail = (_text(query, where, part, said, value) for part in (column, f"{column}_tail"))
     found = f"({head} AND {column}_tail = '')" if said == "equals" else f"({head} OR {column}_tail != '' AND {tail})"
     unknown = f"({column}_left_out != '' OR {column}_reference != '')"
-    ids = f"SELECT id FROM bodies WHERE {query.within()} AND"
-    if said == operator:
-        return f"id IN ({ids} {found} AND NOT {unknown})"
-    return f"id NOT IN ({ids} ({found} OR {unknown}))"
+    holds = found if said == operator else f"NOT {found}"
+    return f"id IN (SELECT id FROM bodies WHERE {query.within()} AND {holds} AND NOT {unknown})"
 
 
 def _pattern(query: Query, value: str) -> str:

@@ -138,6 +138,7 @@ class ClientConnection(asyncio.Protocol):
         parser = self._parser
         if parser is None:
             return
+        was_reading = self._reading
         if self._client is None and self._head_bytes == 0:
             self.allow(self._front.bounds.head_timeout_s)
         self._head_bytes += len(data)
@@ -159,9 +160,9 @@ class ClientConnection(asyncio.Protocol):
                 self._beside = 0
                 reading.take(self._pieces)
                 reading.arrived()
-            else:
+            elif reading is was_reading:
                 self._beside += len(data)
-                if self._beside > _HEADS * self._front.bounds.header_bytes:
+                if self._beside > self._front.bounds.header_bytes:
                     self._end_reading()
                     self._malformed(
                         errors.HeadersTooLarge(f"The request's trailers have more than {self._beside} bytes.")
@@ -243,7 +244,7 @@ class ClientConnection(asyncio.Protocol):
         client = self._reading
         assert client is not None
         self._reading = None
-        self._head_bytes = 0
+        self._head_bytes = self._beside = 0
         self._headers.clear()  # of trailers
         client.read_whole = True
         if self._pieces:
@@ -272,7 +273,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = NEVER if seconds is None else self._front.deadlines.now + seconds
 
     def cut(self, *, visibly: bool) -> None:
-        if self._transport is None:
+        if self._transport is None or self._is_closed:
             return
         if visibly:
             reset(self._transport)
@@ -301,6 +302,7 @@ class ClientConnection(asyncio.Protocol):
                 self.hold()
                 self.allow(front.bounds.send_timeout_s)
                 await self._wakes()
+                self.allow(None)
                 self._reads_on()
                 continue
             if not self._waiting:
@@ -364,7 +366,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, error: errors.EdgeError) -> None:
         """Refuse what never became a call: nobody is known to have asked, so there is no row, only a count."""
-        self._stops = True
+        self._end_reading()
         if self._client is not None:
             return  # closed when that one is answered
         metrics.refused.labels(error.code).inc()

@@ -193,7 +193,7 @@ class Proxy:
             attempt.reason = error.code
             raise
         except (asyncio.CancelledError, ClientGone):
-            attempt.reason = "client_gone"
+            attempt.reason = "stopped" if client.stopped else "client_gone"
             raise
         finally:
             if answer is not None:

@@ -357,10 +357,9 @@ class Connection(asyncio.Protocol):
             self._sender.cancel()
             self._sender = None
         if self._transport is not None:
+            # Aborted alone, the end would wait behind what a provider that does not read has not taken.
             if was_busy:
-                reset(
-                    self._transport
-                )  # otherwise the end waits behind what a provider that does not read has not taken
+                reset(self._transport)
             else:
                 self._transport.abort()
         self._owner.closed(self)

@@ -120,7 +120,7 @@ async def test_of_a_body_what_is_kept_is_searched_and_nothing_is_said_of_the_res
         "left out": {f"{field}_left_out": "asked"},
         "moved": {field: "hay", f"{field}_reference": "default/2026-11-21/x"},
     }
-    rows = {name: world.request() for name in kept}
+    rows = {name: world.request() for name in (*kept, "expired")}
     world.store(list(rows.values()))
     empty = dict.fromkeys([field, f"{field}_tail", f"{field}_left_out", f"{field}_reference"], "")
     world.store(

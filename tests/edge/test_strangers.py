@@ -97,6 +97,7 @@ async def test_a_stop_puts_calls_on_record_that_wait_for_their_client(
     events = await asyncio.to_thread(edge.events, 2, timeout_s=10)
     assert sorted(event.outcome for event in events) == ["error", "error"]
     assert {event.error_code for event in events} <= {"stopped", "upstream_cut"}
+    assert "client_gone" not in {attempt.reason for event in events for attempt in event.attempts}
     for writer in (slow, stalled):
         writer.close()
 
@@ -120,6 +121,30 @@ async def test_answers_that_nobody_reads_do_not_pile_up(edge_with: Callable[...,
     sent = await flood(edge, HEALTH * 50, seconds=3)
     assert sent < 16 * MIB
     assert rss(edge) - before < 16 * MIB
+
+
+async def test_a_slow_reader_of_one_answer_has_all_the_time_for_the_next(
+    edge_with: Callable[..., Edge], provider: Provider
+) -> None:
+    edge = edge_with(EDGE_BOUNDS__SEND_TIMEOUT_S="2", EDGE_UPSTREAM__FIRST_BYTE_TIMEOUT_S="60")
+    long = b'{"long": "' + b"x" * 8 * MIB + b'"}'
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            request = await provider.read(reader)
+            if b"/second" in request:
+                await asyncio.sleep(3)
+            writer.write(http(ANSWER if b"/second" in request else long))
+            await writer.drain()
+
+    provider.script = script
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port, limit=32 * MIB)
+    writer.write(CALL + CALL.replace(b"/v1/chat/completions", b"/v1/second"))
+    await asyncio.sleep(1)
+    assert (await reader.readuntil(long)).startswith(b"HTTP/1.1 200 OK")
+    assert (await reader.readuntil(ANSWER)).startswith(b"HTTP/1.1 200 OK")
+    writer.close()
+    assert {event.outcome for event in edge.events(2)} == {"success"}
 
 
 async def test_calls_sent_ahead_of_a_slow_provider_do_not_pile_up(
@@ -151,6 +176,37 @@ async def test_trailers_have_a_bound(edge: Edge, provider: Provider) -> None:
     assert answer == b"closed"
     assert rss(edge) - before < 16 * MIB
     assert edge.event().error_code == "headers_too_large"
+
+
+async def test_a_head_without_end_has_a_bound_behind_a_call_under_way_too(
+    edge_with: Callable[..., Edge], provider: Provider
+) -> None:
+    edge = edge_with(EDGE_UPSTREAM__FIRST_BYTE_TIMEOUT_S="60")
+    provider.answers(5.0, http(ANSWER))
+    before = rss(edge)
+    with socket.create_connection(("127.0.0.1", edge.port)) as client:
+        client.sendall(CALL + b"GET / HTTP/1.1\r\n")
+        client.setblocking(False)
+        sent, end = 0, time.monotonic() + 2
+        while time.monotonic() < end:
+            try:
+                sent += client.send(b"a:b\r\n" * 2000)
+            except BlockingIOError:
+                await asyncio.sleep(0.01)
+        assert rss(edge) - before < 16 * MIB
+
+
+async def test_heads_and_bodies_sent_apart_add_up_to_nothing(edge: Edge, provider: Provider) -> None:
+    provider.answers(http(ANSWER), keep=True)
+    head, body = CALL.replace(b"Host: x", b"Host: x\r\nX-Long: " + b"x" * 2000)[:-2], b"{}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+    for _ in range(100):
+        writer.write(head)
+        await asyncio.sleep(0.002)
+        writer.write(body)
+        assert (await reader.readuntil(ANSWER)).startswith(b"HTTP/1.1 200 OK")
+    writer.close()
+    edge.events(100)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +322,15 @@ async def test_an_answer_that_breaks_off_looks_so_to_http_1_0_too(edge: Edge, pr
     answer = await raw(edge, CALL.replace(b"HTTP/1.1", b"HTTP/1.0"))
     assert answer.endswith(b"<reset>")
     assert edge.event().error_code == "upstream_cut"
+
+
+async def test_a_client_of_http_1_0_that_leaves_a_stream_has_a_row(edge: Edge, provider: Provider) -> None:
+    provider.answers(STREAM + b"Transfer-Encoding: chunked\r\n\r\n" + chunk(b"data: one\n\n"), 0.9)
+    with socket.create_connection(("127.0.0.1", edge.port)) as client:
+        client.sendall(CALL.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        assert await asyncio.to_thread(client.recv, 1024)
+    event = edge.event()
+    assert (event.outcome, event.error_code) == ("cancelled", "client_gone")
 
 
 async def test_a_client_that_leaves_while_its_upload_is_held_back_is_noticed(

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from edge.upstream.protocol import UpstreamCut
+from edge.upstream.protocol import UpstreamCut, UpstreamError
 from tests.edge.upstream.calls import body_of, fetch, get, origin_of, pieces, read, settle, until, upload
 from tests.edge.upstream.conftest import Certificates, MakePool, MakeUpstream
 from tests.edge.upstream.test_requests import Endless
@@ -155,6 +155,28 @@ async def test_cancelled_inside_a_tls_answer(make_upstream: MakeUpstream, certif
         assert await read(answer) == b"begun"
         answer.abort()
         await watch.sees_the_client_leave()
+
+
+@pytest.mark.parametrize("begun", [b"", STREAM], ids=["before the head", "inside the body"])
+@pytest.mark.parametrize("end", ["reset", "close"])
+async def test_a_tls_connection_that_its_server_ends_gives_its_place_back(
+    make_pool: MakePool, certificates: Certificates, begun: bytes, end: str
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.answer(begun)
+        await settle()
+        getattr(peer, end)()
+
+    async def lookup(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async with WireServer(script, tls=certificates.server) as server:
+        pool = make_pool(ca_file=certificates.authority, lookup=lookup, connections_per_host=1)
+        for _ in range(3):
+            with pytest.raises(UpstreamError) as caught:
+                await fetch(pool, get(origin_of(server, scheme="https", host="provider.test")))
+            assert caught.value.code in ("upstream_broken", "upstream_cut")
+        assert pool.open == 0
 
 
 async def test_cancelled_while_resolving(make_pool: MakePool) -> None:
