@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cli.services import FENCED_STATUS
 from ingest.topics import migrate_topics
 from pricing.prices import PriceBook
 from schemas.batch import Batch
@@ -191,7 +192,8 @@ def test_of_two_shippers_of_a_spool_the_older_can_commit_nothing(line: Line, tmp
     line.write(60)
     line.ship()
     line.write(60)
-    patient: dict[str, Any] = {"HELIOGRAPH_KAFKA__TRANSACTION_TIMEOUT_S": 60}
+    # Time enough that only the other's claim can end it.
+    patient: dict[str, Any] = {"HELIOGRAPH_KAFKA__TRANSACTION_TIMEOUT_S": 60, "HELIOGRAPH_KAFKA__CALL_TIMEOUT_S": 60}
     older = line.start("ship", orders=Orders("before commit", "stop"), **patient)
     line.wait_for(older.done)
     copy = tmp_path / "copy"
@@ -202,7 +204,7 @@ def test_of_two_shippers_of_a_spool_the_older_can_commit_nothing(line: Line, tmp
 
     os.kill(older.pid, signal.SIGCONT)
 
-    assert older.ended() == 1
+    assert older.ended() == FENCED_STATUS, older.log()
     assert "another shipper has claimed the spool" in " ".join(older.log().split())
     time.sleep(0.5)  # what it may have committed would be planned by now
     line.settle()
