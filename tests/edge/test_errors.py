@@ -1,8 +1,12 @@
 import json
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge import errors
+from edge.upstream.protocol import UpstreamError
 
 
 def said(error: errors.EdgeError, shape: object) -> dict[str, object]:
@@ -54,3 +58,19 @@ def test_an_error_in_a_stream_is_an_event_of_its_own() -> None:
 
 def test_a_long_value_is_not_repeated_whole() -> None:
     assert len(errors.BadHeader("X", "v" * 5000, "short").message) < 200
+
+
+def test_the_page_of_errors_names_every_code_with_its_status() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
+    told = {
+        (int(cells[1]), code)
+        for line in page.splitlines()
+        if (cells := line.split("|"))[1:] and cells[1].strip().isdigit()
+        for code in re.findall(r"`(\w+)`", cells[2])
+    }
+    raised = {(kind.status, kind.code) for kind in [*_kinds(errors.EdgeError), *_kinds(UpstreamError)]}
+    assert told == raised
+
+
+def _kinds(base: Any) -> list[Any]:
+    return [kind for below in base.__subclasses__() for kind in (below, *_kinds(below))]
