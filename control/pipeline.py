@@ -71,6 +71,14 @@ class LogView(Protocol):
     async def close(self) -> None: ...
 
 
+class Newer(msgspec.Struct, frozen=True):
+    """Of one partition's batches in the ledger, those at or after what the plan has committed."""
+
+    offsets: int = 0
+    firsts: frozenset[int] = frozenset()
+    """Where they begin."""
+
+
 class Ledger(msgspec.Struct, frozen=True):
     """Sums over one partition's batches in the ledger."""
 
@@ -81,15 +89,7 @@ class Ledger(msgspec.Struct, frozen=True):
     dead_lettered: int = 0
     last: int = -1
     newest_event_ms: int | None = None
-    newer: "Newer" = msgspec.field(default_factory=lambda: Newer())
-
-
-class Newer(msgspec.Struct, frozen=True):
-    """Of one partition's batches in the ledger, those at or after what the plan has committed."""
-
-    offsets: int = 0
-    firsts: frozenset[int] = frozenset()
-    """Where they begin."""
+    newer: Newer = Newer()
 
 
 class Pipeline:

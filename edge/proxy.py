@@ -285,9 +285,8 @@ class Proxy:
         said = call.said
         if said is not None:
             try:
-                path = "/" + call.path[1:].partition("/")[2] if call.path.startswith(_KEY_INSIDE) else call.path
                 return self._targets.find(
-                    path, said.host, target_url=said.target_url, speaks_anthropic=said.speaks_anthropic
+                    call.path, said.host, target_url=said.target_url, speaks_anthropic=said.speaks_anthropic
                 ).shape
             except errors.EdgeError:
                 pass

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection and the answer it is reading. `pool.py` opens connections and hands them out.
+"""One HTTP/1.1 connection. `pool.py` opens connections and hands them out, `answer.py` is what one is reading.
 
 A call on a resting connection is one write, one future and, when the body came along with the head, one wake-up. Hence
 some unusual shapes below: the parser appends headers and body pieces to plain lists with no method of ours between,
@@ -11,13 +11,14 @@ import asyncio
 import select
 import socket
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import NamedTuple, Protocol
 
 import httptools
 
 from edge.sockets import reset
 from edge.upstream import wire
+from edge.upstream.answer import PoolAnswer
 from edge.upstream.protocol import (
     Origin,
     Phase,
@@ -75,101 +76,6 @@ class Owner(Protocol):
     def released(self, connection: "Connection") -> None: ...
 
     def closed(self, connection: "Connection") -> None: ...
-
-
-class PoolAnswer:
-    __slots__ = ("_connection", "_error", "_pieces", "_reader", "body_complete", "buffered", "headers", "status", "to")
-
-    def __init__(self, connection: "Connection", status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.status = status
-        self.headers = headers
-        self.body_complete = False
-        self.buffered = 0
-        self._connection: Connection | None = connection  # None once the connection is no longer this answer's
-        self._pieces: list[bytes] = []
-        self._error: UpstreamError | None = None
-        self._reader: asyncio.Future[None] | None = None
-        self.to: Callable[[bytes], bool] | None = None
-        """Takes each piece as it arrives; None: pieces gather here."""
-
-    def __repr__(self) -> str:
-        state = "complete" if self.body_complete else "failed" if self._error else "arriving"
-        return f"<PoolAnswer {self.status} {state}, {self.buffered} bytes unread>"
-
-    def arrived(self) -> bytes:
-        pieces = self._pieces
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self.buffered = 0
-        connection = self._connection
-        if connection is not None and connection.paused:
-            connection.resume()
-        return data
-
-    async def flow(self, to: Callable[[bytes], bool]) -> bool:
-        while True:
-            if self._pieces and not to(self.arrived()):
-                return False
-            if self.body_complete:
-                return True
-            if self._error is not None:
-                raise self._error
-            assert self._reader is None, "an answer has one reader at a time"
-            assert self._connection is not None
-            self._reader = reader = self._connection.loop.create_future()
-            self._connection.expect_more()
-            self.to = to
-            try:
-                await reader
-            except BaseException:
-                self.abort()
-                raise
-            finally:
-                self._reader = self.to = None
-            if not self._pieces and not self.body_complete and self._error is None:
-                return False  # `to` has had enough
-
-    def abort(self) -> None:
-        connection = self._connection
-        if connection is not None:
-            self.fail(UpstreamCut("the answer was dropped before its end", sent=True))
-            connection.close()
-        self._pieces.clear()
-        self.buffered = 0
-
-    # For the connection alone.
-
-    def take(self, pieces: list[bytes]) -> None:
-        """Move what the parser has left in `pieces` to the reader's side."""
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self._pieces.append(data)
-        self.buffered += len(data)
-
-    def hand(self, to: Callable[[bytes], bool], pieces: list[bytes]) -> bool:
-        """Give what the parser has left in `pieces` to whom it flows; False: who has had enough."""
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        if to(data):
-            return True
-        self.to = None
-        self.wake()
-        return False
-
-    def complete(self) -> None:
-        self.body_complete = True
-        self._connection = None
-        self.wake()
-
-    def fail(self, error: UpstreamError) -> None:
-        self._error = error
-        self._connection = None
-        self.wake()
-
-    def wake(self) -> None:
-        reader = self._reader
-        if reader is not None and not reader.done():
-            reader.set_result(None)
 
 
 class _Refused(Exception):

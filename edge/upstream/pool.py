@@ -17,7 +17,8 @@ import certifi
 
 from edge.upstream import wire
 from edge.upstream.addresses import Addresses, Lookup, Network
-from edge.upstream.connection import NEVER, Connection, Host, Limits, PoolAnswer
+from edge.upstream.answer import PoolAnswer
+from edge.upstream.connection import NEVER, Connection, Host, Limits
 from edge.upstream.protocol import (
     Origin,
     PoolFull,
