@@ -273,7 +273,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = NEVER if seconds is None else self._front.deadlines.now + seconds
 
     def cut(self, *, visibly: bool) -> None:
-        if self._transport is None or self._is_closed:
+        if self._transport is None:
             return
         if visibly:
             reset(self._transport)
@@ -319,8 +319,6 @@ class ClientConnection(asyncio.Protocol):
             finally:
                 self._client = None
                 self._goes_on(client)
-            if self._waiting:
-                await asyncio.sleep(0)  # others have their turn between two calls of one connection
 
     async def _wakes(self) -> None:
         self._wanted = self.loop.create_future()
