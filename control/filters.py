@@ -35,6 +35,8 @@ _RANGES = {
     "input_tokens": ("input_tokens", "UInt64"),
     "output_tokens": ("output_tokens", "UInt64"),
 }
+BY_HOUR = {"model", "provider", "status", "outcome"}
+"""What the rollups by minute, hour and day tell apart, in the words of `Filters.fields`."""
 NAMES: tuple[str, ...] = (
     *_EXACT,
     "key",
@@ -146,6 +148,21 @@ def conditions(filters: Filters, query: Query, *, updated: frozenset[str] = froz
             parts.append(f"{column} <= {query.bind(kind, most)}")
     for name, values in filters.properties.items():
         parts.append(property_condition(query, name, values, updated=name in updated))
+    return "".join(f" AND {part}" for part in parts)
+
+
+def rolled_conditions(filters: Filters, query: Query) -> str:
+    """The same over the columns of a rollup, as far as rollups have them: keys, model, provider, status, outcome."""
+    parts = []
+    if filters.keys:
+        parts.append(key_condition(filters.keys, query))
+    for field in ("model", "provider"):
+        if field in filters.exact:
+            parts.append(_among(query, field, filters.exact[field]))
+    if filters.statuses:
+        parts.append(status_condition(filters.statuses, query, "ifNull(status, 0)"))
+    if filters.outcomes:
+        parts.append(_among(query, "outcome", filters.outcomes))
     return "".join(f" AND {part}" for part in parts)
 
 

@@ -16,10 +16,11 @@ from control.helicone_filter import (
     read_filter,
 )
 from control.moved import MovedBodies
-from control.requests import bodies_shape, find_row, property_updates, read_bodies, references_of, windows
+from control.requests import bodies_shape, find_row, read_bodies, references_of
 from control.rows import NOTHING_MOVED
-from control.scope import DAY_MS, PROJECT, Query, Range, iso, text
+from control.scope import DAY_MS, PROJECT, Query, Range, iso, text, windows
 from control.store import Row, Store
+from control.updates import property_updates
 from schemas.settings import ControlBounds
 
 LIMIT_MAX = 1000

@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from control.errors import BadRequest
-from control.filters import PROPERTY, Filters, conditions, key_condition, status_condition
-from control.requests import updated_properties
+from control.filters import BY_HOUR, PROPERTY, Filters, conditions, rolled_conditions
 from control.rows import money
 from control.scope import DAY_MS, PROJECT, Query, Range, iso
 from control.store import Row, Store
+from control.updates import updated_properties
 
 Source = Literal["raw", "minute", "hour", "keys", "users", "sessions", "properties", "property_models"]
 Rank = Literal["requests", "cost", "tokens", "last_seen"]
@@ -46,7 +46,6 @@ _RAW = {
     "error_code": "toString(error_code)",
 }
 _ROLLED = {name: _RAW[name] for name in ("model", "provider", "outcome", "key", "user")} | {"status": "status"}
-_BY_HOUR = {"model", "provider", "status", "outcome"}
 _BY_KEY = {"key", "model", "provider"}
 GROUPS: tuple[str, ...] = (*_RAW, "time", PROPERTY + "<name>")
 
@@ -131,7 +130,7 @@ def choose(asked: Asked, range_: Range) -> Source:
     bucket = asked.bucket_ms
     fields = asked.filters.fields | set(asked.groups)
     minutes, hours, days = (bucket is None or bucket % width == 0 for width in (MINUTE_MS, HOUR_MS, DAY_MS))
-    if fields <= _BY_HOUR:
+    if fields <= BY_HOUR:
         if span >= DAY_MS and hours:
             return "hour"
         return "minute" if span >= 6 * HOUR_MS and minutes else "raw"
@@ -188,7 +187,7 @@ async def measure(store: Store, query: Query, asked: Asked, *, now_ms: int, limi
     stretches = parts(source, query.range, now_ms=now_ms, bucket_ms=asked.bucket_ms)
     source = next((part.source for part in stretches if part.source != "raw"), "raw")
     with_quantiles = source in ("raw", "minute", "hour") and asked.quantiles is not False
-    if source == "raw" and asked.quantiles is None and not asked.filters.fields | set(asked.groups) <= _BY_HOUR:
+    if source == "raw" and asked.quantiles is None and not asked.filters.fields | set(asked.groups) <= BY_HOUR:
         # Unasked-for quantiles over many users or values would cost more than all the rest.
         with_quantiles = query.range.end_ms - query.range.start_ms <= DAY_MS
     only, cut = "", False
@@ -273,7 +272,7 @@ def _part_sql(
     where = (
         f"{PROJECT} AND {query.between(column, part.range)}{conditions(asked.filters, query, updated=updated)}"
         if raw
-        else f"{PROJECT} AND {between_buckets(query, column, part.range)}{_rolled_conditions(query, asked, part.source)}"
+        else f"{PROJECT} AND {query.between_buckets(column, part.range)}{_rolled_conditions(query, asked, part.source)}"
     )
     if only:
         where += f" AND {'cityHash64(user_id)' if raw else 'user_hash'} IN {only}"
@@ -319,11 +318,6 @@ def _property_present(query: Query, name: str, updated: frozenset[str]) -> str:
     return f"({present} OR id IN ({_newest_update(bound)[1]}))" if name in updated else present
 
 
-def between_buckets(query: Query, column: str, range_: Range) -> str:
-    start, end = query.bind("Int64", range_.start_ms // 1000), query.bind("Int64", range_.end_ms // 1000)
-    return f"{column} >= toDateTime({start}, 'UTC') AND {column} < toDateTime({end}, 'UTC')"
-
-
 def _rolled_conditions(query: Query, asked: Asked, source: Source) -> str:
     filters = asked.filters
     if source == "users":
@@ -342,16 +336,7 @@ def _rolled_conditions(query: Query, asked: Asked, source: Source) -> str:
         condition += f" AND name = {query.bind('String', name)}"
         if values := filters.properties.get(name):
             condition += f" AND value IN {query.bind('Array(String)', values)}"
-    if filters.keys:
-        condition += f" AND {key_condition(filters.keys, query)}"
-    for field in ("model", "provider"):
-        if field in filters.exact:
-            condition += f" AND {field} IN {query.bind('Array(String)', filters.exact[field])}"
-    if filters.statuses:
-        condition += f" AND {status_condition(filters.statuses, query, 'ifNull(status, 0)')}"
-    if filters.outcomes:
-        condition += f" AND outcome IN {query.bind('Array(String)', filters.outcomes)}"
-    return condition
+    return condition + rolled_conditions(filters, query)
 
 
 def _shape(row: Row, asked: Asked, *, with_quantiles: bool) -> dict[str, Any]:
@@ -438,7 +423,7 @@ async def rank_hashes(
             users = _rolled_conditions(query, Asked((), None, filters), "users") if of == "users" else ""
             selects.append(
                 f"SELECT {kind}_hash AS h, {_RANK_ROLLED[rank]} AS r FROM {part.table.name} WHERE {PROJECT} "
-                f"AND {between_buckets(query, part.table.column, part.range)}{users}{rolled_where} GROUP BY h"
+                f"AND {query.between_buckets(part.table.column, part.range)}{users}{rolled_where} GROUP BY h"
             )
     merged = "max(r)" if rank == "last_seen" else "sum(r)"
     inner = (

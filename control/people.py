@@ -4,7 +4,7 @@
 from typing import Any, Literal
 
 from control.filters import Filters
-from control.measures import RAW_SUMS, SUMS, Part, Rank, Source, between_buckets, parts, rank_hashes, sums_shape
+from control.measures import RAW_SUMS, SUMS, Part, Rank, Source, parts, rank_hashes, sums_shape
 from control.rows import as_text
 from control.scope import DAY_MS, PROJECT, Query, Range, iso
 from control.store import Store
@@ -119,7 +119,7 @@ async def _details(
             )
         hash_ = f"cityHash64({one}_id)" if raw else f"{one}_hash"
         within = (
-            query.between("created_at", part.range) if raw else between_buckets(query, part.table.column, part.range)
+            query.between("created_at", part.range) if raw else query.between_buckets(part.table.column, part.range)
         )
         also = " AND session_id != ''" if raw and kind == "sessions" else ""
         selects.append(

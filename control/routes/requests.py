@@ -6,9 +6,10 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from control import facts, models
+from control.cursors import SORT_FIELDS, Order, SortField, read_cursor
 from control.errors import BadRequest
 from control.filters import read_uuid
-from control.requests import SORT_FIELDS, Order, SortField, list_requests, one_request, read_cursor
+from control.requests import list_requests, one_request
 from control.routes.parameters import (
     ERRORS,
     FILTER_PARAMETERS,

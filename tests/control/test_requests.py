@@ -151,6 +151,52 @@ async def test_the_first_by_value_are_the_first_of_the_whole_range(
         assert await ids(client, f"/v1/requests?sort={sort}&order={order}&limit={limit}") == wanted[:limit], limit
 
 
+@pytest.mark.parametrize("sort", ["cost", "latency", "tokens"])
+async def test_the_highest_of_each_hour_lead_to_the_first_by_value(world: World, sort: str) -> None:
+    start = NOW_MS // HOUR_MS * HOUR_MS - 40 * HOUR_MS + HOUR_MS // 2
+    rows = [
+        world.request(
+            created_ms=start + i * HOUR_MS // 7,
+            model=f"m{i % 3}",
+            status=200 if i % 4 else None,
+            cost_usd=Decimal(i * 37 % 101) / 1000,
+            input_tokens=i * 37 % 101,
+            output_tokens=0,
+            latency_ms=0.1 + i * 37 % 101,
+        )
+        for i in range(-20, 250)
+    ]
+    world.store(rows)
+    wanted = sorted(
+        (row for row in rows if row["created_at"].timestamp() * 1000 >= start),
+        key=lambda row: (row["cost_usd"], row["created_at"]),
+        reverse=True,
+    )
+    client = await world.client()
+    path = f"/v1/requests?sort={sort}&start={start}&limit=7"
+    for also, those in (
+        ("", wanted),
+        ("&model=m1", [row for row in wanted if row["model"] == "m1"]),
+        ("&status=none&model=m0", [row for row in wanted if row["status"] is None and row["model"] == "m0"]),
+    ):
+        found: list[str] = []
+        cursor = ""
+        while len(found) < len(those):
+            page = (await client.get(path + also + cursor)).json()
+            found += [row["id"] for row in page["requests"]]
+            cursor = f"&cursor={page['next_cursor']}"
+        assert found == [str(row["id"]) for row in those]
+
+
+async def test_sums_that_outlive_their_requests_hide_none_of_those_left(world: World) -> None:
+    rows = [world.request(created_ms=NOW_MS - i * HOUR_MS, latency_ms=float(i)) for i in range(1, 60)]
+    world.store(rows)
+    world.query("DELETE FROM requests WHERE latency_ms > 30")
+    client = await world.client()
+    left = [str(row["id"]) for row in rows[29::-1]]
+    assert await ids(client, "/v1/requests?sort=latency&limit=5") == left[:5]
+
+
 async def test_a_cursor_of_another_question_is_refused(world: World) -> None:
     world.store([world.request() for _ in range(3)])
     client = await world.client()
