@@ -14,6 +14,9 @@ from control.rows import SELECT
 from control.scope import HOUR_MS, PROJECT, Query, Range, windows
 from control.store import Row, Store
 
+_ARRIVING_MS = HOUR_MS
+"""A request is there a moment before its hour counts it."""
+
 
 class _Sorted(NamedTuple):
     column: str
@@ -71,9 +74,9 @@ async def by_value(
     if cursor is not None and cursor.value is None:
         return await page("")
     if order == "desc" and filters.fields <= BY_HOUR:
-        nth = await _nth_of_hours(store, query, filters, sort, wanted, None if cursor is None else cursor.value)
-        if nth is not None:
-            rows = await page(f" AND {indexed} >= {query.bind(kind, nth)}")
+        reached = await _of_hours(store, query, filters, sort, wanted, None if cursor is None else cursor.value)
+        if reached:
+            rows = await page(reached)
             if len(rows) == wanted:
                 return rows
             # Sums are kept longer than requests: those that had these values are gone.
@@ -86,29 +89,44 @@ async def by_value(
     return await page(reached)
 
 
-async def _nth_of_hours(
+async def _of_hours(
     store: Store, query: Query, filters: Filters, sort: SortField, wanted: int, below: str | None
-) -> str | None:
-    """What the last of a page has at least, seen from the whole hours of the range: the highest of an hour's row is one
-    request's, and no two rows share a request. None: too few rows.
+) -> str:
+    """A bound from the highest of each hour's rows: each is one request's, and no two rows share a request. With it, the
+    hours that reach it, beside the ends of the range and what has just arrived. Nothing: there are too few rows.
 
     Args:
         below: only what is less than this.
     """
-    hours = Range(-(-query.range.start_ms // HOUR_MS) * HOUR_MS, query.range.end_ms // HOUR_MS * HOUR_MS)
+    hours = Range(-(-query.range.start_ms // HOUR_MS) * HOUR_MS, query.range.end_ms // HOUR_MS * HOUR_MS - _ARRIVING_MS)
     if hours.start_ms >= hours.end_ms:
-        return None
+        return ""
+    _, kind, indexed, column = _SORTED[sort]
     asked = query.narrowed(query.range)
-    column = _SORTED[sort].highest
-    also = "" if below is None else f" AND {column} < {asked.bind(_SORTED[sort].kind, below)}"
+    within = (
+        f"FROM requests_by_hour WHERE {PROJECT} AND {asked.between_buckets('hour', hours)}"
+        f"{rolled_conditions(filters, asked)} AND isNotNull({column})"
+    )
+    also = "" if below is None else f" AND {column} < {asked.bind(kind, below)}"
     ((found, value),) = await store.rows(
         asked,
-        f"SELECT count(), min(value) FROM (SELECT assumeNotNull({column}) AS value FROM requests_by_hour "
-        f"WHERE {PROJECT} AND {asked.between_buckets('hour', hours)}{rolled_conditions(filters, asked)} "
-        f"AND isNotNull({column}){also} ORDER BY value DESC LIMIT {asked.bind('UInt32', wanted)})",
+        f"SELECT count(), min(value) FROM (SELECT assumeNotNull({column}) AS value {within}{also} "
+        f"ORDER BY value DESC LIMIT {asked.bind('UInt32', wanted)})",
         name="requests_bound",
     )
-    return _text(sort, value) if found == wanted else None
+    if found < wanted:
+        return ""
+    nth = _text(sort, value)
+    reaching = await store.rows(
+        asked,
+        f"SELECT DISTINCT toUnixTimestamp(hour) {within} AND {column} >= {asked.bind(kind, nth)}",
+        name="requests_bound",
+    )
+    starts = query.bind("Array(UInt32)", [hour for (hour,) in reaching])
+    return (
+        f" AND {indexed} >= {query.bind(kind, nth)} AND (NOT ({query.between('created_at', hours)}) "
+        f"OR toStartOfHour(created_at) IN (SELECT toDateTime(arrayJoin({starts}), 'UTC')))"
+    )
 
 
 async def _nth_value(store: Store, query: Query, where: str, sort: SortField, order: Order, wanted: int) -> str | None:
