@@ -2,8 +2,8 @@
 -- has users by day). A month of hours is 60,000 states of each quantile, 200 ms to merge; of days it is a twentieth.
 -- Each rollup has a window of tokens of its own, or a repeated batch would count twice. The sum of a token class is of the
 -- requests that know it, and NULL where none does; `known_…` count requests. The highest of each hour tell a list by value
--- where to look (control/highest.py). What is older than six hours is merged whatever its size: as one part a month's
--- rollup answers twice as fast as in ten, for 1 % of a core's time at a million requests a day.
+-- where to look (control/by_value.py). What is older than six hours is merged whatever its size: as one part a month's
+-- rollup answers twice as fast as in ten (load_tests/queries.py says what the merging takes).
 
 CREATE TABLE IF NOT EXISTS requests_by_minute (
     project_id   LowCardinality(String),
