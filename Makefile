@@ -83,7 +83,7 @@ clean: ## Remove the environment and every cache, never data
 
 # uv installs in a quarter of pip's time; where it is not to be had, pip does the same.
 define set_up
-	[ -n "$(PYTHON)" ] || { echo "Heliograph needs Python 3.11, 3.12 or 3.13 on the PATH (or: make $@ PYTHON=/path/to/python)"; exit 1; }; \
+	[ -n "$(PYTHON)" ] || { echo "Heliograph needs Python 3.11, 3.12 or 3.13 with ensurepip on the PATH (Debian, Ubuntu: apt install python3-venv; or: make $@ PYTHON=/path/to/python)"; exit 1; }; \
 	[ -x $(BIN)/python ] || { echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }; \
 	echo "installing requirements/$(1).txt (about 250 MB to download the first time)"; \
 	if $(PIP) -r requirements/uv.txt && $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/$(1).txt; then :; \
