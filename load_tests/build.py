@@ -5,6 +5,7 @@ Each is made once and again when its source or lock file changes.
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -64,12 +65,13 @@ def portkey() -> Path:
 
 
 def litellm() -> Path:
-    """LiteLLM's command, in a venv of its own made from `peers/litellm/requirements.txt` (with hashes).
+    """LiteLLM's command, in a venv of its own made from `peers/litellm/requirements.txt` (with hashes) and the Python that
+    runs the edge.
 
     Raises:
         BuildError: pip could not fetch the packages.
     """
-    folder, lock = BUILD / "litellm", PEERS / "litellm" / "requirements.txt"
+    folder, lock = BUILD / f"litellm-{platform.python_version()}", PEERS / "litellm" / "requirements.txt"
     if not _is_made(folder, lock):
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)], cwd=HERE)
