@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-# The system's own first: distributions build Python with optimisations, version managers often do not, and that is a sixth
+# The system's own first: distributions build Python with optimisations, version managers often do not, and that is a tenth
 # of a worker's CPU (docs/architecture.md). `ensurepip` is what Debian leaves out without python3-venv.
 PYTHON ?= $(shell for p in /usr/bin/python3 python3.13 python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import ensurepip, sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
