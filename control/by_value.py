@@ -1,7 +1,8 @@
 """Lists with the dearest, slowest or largest requests first, or last.
 
-What the last of a page has at least, or at most, is found before the page is read. That bound leaves of the whole range the
-few granules whose extremes (a minmax index) reach it.
+What the last of a page has at least, or at most, is found before the page is read: by the highest of each hour, which are
+kept, or window by window from the requests themselves. That bound leaves of the whole range the hours that reach it, and the
+few granules whose extremes (a minmax index) do.
 """
 # ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 

@@ -14,7 +14,7 @@ import msgspec
 from control.errors import BadRequest
 from control.filters import BY_HOUR, PROPERTY, Filters, conditions, rolled_conditions
 from control.rows import money
-from control.scope import DAY_MS, PROJECT, Query, Range, iso
+from control.scope import DAY_MS, HOUR_MS, PROJECT, Query, Range, iso
 from control.store import Row, Store
 from control.updates import updated_properties
 
@@ -23,7 +23,6 @@ Rank = Literal["requests", "cost", "tokens", "last_seen"]
 RANKS: tuple[str, ...] = get_args(Rank)
 
 MINUTE_MS = 60_000
-HOUR_MS = 3_600_000
 WEEK_MS = 7 * DAY_MS
 GROUPS_MAX = 3
 BUCKETS_MAX = 5000

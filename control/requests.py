@@ -13,13 +13,12 @@ from control.errors import NotFound
 from control.filters import Filters, conditions
 from control.moved import Moved, MovedBodies
 from control.rows import NOTHING_MOVED, SELECT, body_shape, milliseconds, request_shape
-from control.scope import DAY_MS, Query, Range, iso, windows
+from control.scope import DAY_MS, HOUR_MS, Query, Range, iso, windows
 from control.store import Row, Store
 from control.updates import property_updates, updated_properties
 from schemas.ids import time_of
 
-_HOUR_MS = 3_600_000
-_ID_SLACK_MS = _HOUR_MS
+_ID_SLACK_MS = HOUR_MS
 
 
 class Page(msgspec.Struct):

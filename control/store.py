@@ -164,7 +164,7 @@ class Store:
             max_bytes_to_read=bounds.query_read_bytes,
             max_result_rows=200_000,
             result_overflow_mode="throw",
-            # Of a list's few granules here and there, a twentieth less CPU each than with a thread pool and late indexes.
+            # A list reads few granules here and there: handing each to a thread pool, or an index read twice, costs more.
             local_filesystem_read_method="pread",
             use_skip_indexes_on_data_read=0,
         )

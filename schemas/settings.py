@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -79,7 +88,9 @@ class DatabaseSettings(Group):
 class RetentionSettings(Group):
     requests_days: int = Field(90, ge=1, le=3650, description="days a request's row is kept; whole partitions go")
     bodies_days: int = Field(30, ge=1, le=3650, description="days its bodies are kept")
-    rollup_days: int = Field(730, ge=1, le=3650, description="days the rollups are kept")
+    rollup_days: int = Field(
+        730, ge=1, le=3650, validate_default=True, description="days the rollups are kept; no less than requests_days"
+    )
     dead_letter_days: int = Field(30, ge=1, le=3650, description="days a dead letter is kept")
     ledger_days: int = Field(
         90,
@@ -87,6 +98,15 @@ class RetentionSettings(Group):
         le=3650,
         description="days a batch is kept in the ledger, its sums for good; longer where dead letters or Kafka's events are",
     )
+
+    @field_validator("rollup_days")
+    @classmethod
+    def _no_less_than_requests(cls, days: int, info: ValidationInfo) -> int:
+        # Sums and lists by value would not see requests that are still kept.
+        least = info.data.get("requests_days", 0)
+        if days < least:
+            raise ValueError(f"must be at least requests_days, which is {least}")
+        return days
 
 
 class SpoolSettings(Group):

@@ -61,6 +61,19 @@ def test_a_bad_value_is_named_with_what_would_be_right(
     assert told in str(error.value)
 
 
+@pytest.mark.parametrize(("requests_days", "rollup_days"), [("90", "30"), ("1000", None)])
+def test_rollups_are_kept_as_long_as_requests(
+    env: pytest.MonkeyPatch, requests_days: str, rollup_days: str | None
+) -> None:
+    env.setenv("HELIOGRAPH_RETENTION__REQUESTS_DAYS", requests_days)
+    if rollup_days is not None:
+        env.setenv("HELIOGRAPH_RETENTION__ROLLUP_DAYS", rollup_days)
+    with pytest.raises(
+        SettingsError, match=f"HELIOGRAPH_RETENTION__ROLLUP_DAYS.*at least requests_days, which is {requests_days}"
+    ):
+        load(SharedSettings)
+
+
 def test_a_secret_is_not_repeated_in_an_error(env: pytest.MonkeyPatch) -> None:
     env.setenv("HELIOGRAPH_CLICKHOUSE__PASSWORD", "hunter2")
     env.setenv("HELIOGRAPH_CLICKHOUSE__PORT", "0")
