@@ -188,10 +188,20 @@ async def test_the_highest_of_each_hour_lead_to_the_first_by_value(world: World,
         assert found == [str(row["id"]) for row in those]
 
 
+async def test_a_list_by_value_reads_only_hours_that_reach_its_bound(world: World) -> None:
+    rows = [world.request(created_ms=NOW_MS - i * HOUR_MS, latency_ms=float(i)) for i in range(3, 60)]
+    world.store(rows)
+    world.query(f"DELETE FROM requests_by_hour WHERE project_id = '{world.project}' AND highest_latency_ms = 57")
+    client = await world.client()
+    # The hour that seems to reach nothing is not read.
+    wanted = [str(row["id"]) for row in rows[::-1] if row["latency_ms"] != 57]
+    assert await ids(client, "/v1/requests?sort=latency&limit=5") == wanted[:5]
+
+
 async def test_sums_that_outlive_their_requests_hide_none_of_those_left(world: World) -> None:
     rows = [world.request(created_ms=NOW_MS - i * HOUR_MS, latency_ms=float(i)) for i in range(1, 60)]
     world.store(rows)
-    world.query("DELETE FROM requests WHERE latency_ms > 30")
+    world.query(f"DELETE FROM requests WHERE project_id = '{world.project}' AND latency_ms > 30")
     client = await world.client()
     left = [str(row["id"]) for row in rows[29::-1]]
     assert await ids(client, "/v1/requests?sort=latency&limit=5") == left[:5]

@@ -2,9 +2,10 @@
 once has all its time again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
+from typing import Any
 
 from edge.client import Client
 from edge.connection import ClientConnection, Front
@@ -17,16 +18,13 @@ LONG = b"x" * (1 << 20)
 
 @asynccontextmanager
 async def connection(
-    serve: Callable[[Client], Awaitable[None]], **bounds: float
+    serve: Callable[[Client], Coroutine[Any, Any, None]], **bounds: float
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """The client's end of a connection whose calls `serve` answers."""
 
-    async def served(client: Client) -> None:
-        await serve(client)
-
     connections: set[ClientConnection] = set()
     deadlines = Deadlines(connections)
-    front = Front(served, {}, BoundSettings(**bounds), deadlines, connections)
+    front = Front(serve, {}, BoundSettings(**bounds), deadlines, connections)
     state = SimpleNamespace(connections=set())
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: ClientConnection(None, state, {"front": front}), "127.0.0.1")
