@@ -71,7 +71,9 @@ class ClickHouseSettings(Group):
     secure: bool = Field(False, description="speak TLS")
     connect_timeout_s: Seconds = Field(3, description="longest wait for a connection, s")
     query_timeout_s: Seconds = Field(30, description="longest wait for an answer, s")
-    replicated: bool = Field(False, description="make Replicated… tables (a cluster with a keeper)")
+    replicated: bool = Field(
+        False, description="make Replicated… tables (needs a keeper); without, a kill can cost a batch"
+    )
 
 
 class DatabaseSettings(Group):

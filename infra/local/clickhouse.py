@@ -17,6 +17,7 @@ from pathlib import Path
 
 from infra.local import child, clickhouse_config, ports, secrets
 from infra.local.clickhouse_config import Limits
+from infra.local.clickhouse_tokens import forget_unwritten
 from infra.local.errors import CannotStart, LocalError, NotReady
 from infra.local.lock import hold
 from infra.local.waiting import until_ready
@@ -193,6 +194,8 @@ def main() -> None:
     ports.require_free(server.port, purpose="ClickHouse")
     ports.require_free(server.http_port, purpose="ClickHouse over HTTP")
     with lock:
+        for part in forget_unwritten(asked.data / "clickhouse" / "data"):
+            print(f"killed before its part was written, so its repeat counts: {part}", file=sys.stderr, flush=True)
         _serve(server)
 
 

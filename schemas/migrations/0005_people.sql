@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS users_by_day (
 ENGINE = {{engine AggregatingMergeTree}}
 PARTITION BY toMonday(day)
 ORDER BY (project_id, user_hash, day, user_id)
-SETTINGS {{dedup}}, ttl_only_drop_parts = 1, index_granularity = 128, min_compress_block_size = 2048;
+SETTINGS {{dedup}}, ttl_only_drop_parts = 1, min_age_to_force_merge_seconds = 21600, index_granularity = 128, min_compress_block_size = 2048;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_users_by_day TO users_by_day AS
 SELECT
@@ -72,7 +72,7 @@ CREATE TABLE IF NOT EXISTS users_by_week (
 ENGINE = {{engine AggregatingMergeTree}}
 PARTITION BY toStartOfMonth(week)
 ORDER BY (project_id, user_hash, week, user_id)
-SETTINGS {{dedup}}, ttl_only_drop_parts = 1, index_granularity = 128, min_compress_block_size = 2048;
+SETTINGS {{dedup}}, ttl_only_drop_parts = 1, min_age_to_force_merge_seconds = 21600, index_granularity = 128, min_compress_block_size = 2048;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_users_by_week TO users_by_week AS
 SELECT
@@ -120,7 +120,7 @@ CREATE TABLE IF NOT EXISTS sessions_by_day (
 ENGINE = {{engine AggregatingMergeTree}}
 PARTITION BY toMonday(day)
 ORDER BY (project_id, session_hash, day, session_id)
-SETTINGS {{dedup}}, ttl_only_drop_parts = 1, index_granularity = 128, min_compress_block_size = 2048;
+SETTINGS {{dedup}}, ttl_only_drop_parts = 1, min_age_to_force_merge_seconds = 21600, index_granularity = 128, min_compress_block_size = 2048;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_sessions_by_day TO sessions_by_day AS
 SELECT
@@ -167,7 +167,7 @@ CREATE TABLE IF NOT EXISTS properties_by_hour (
 ENGINE = {{engine AggregatingMergeTree}}
 PARTITION BY toStartOfMonth(hour)
 ORDER BY (project_id, name, hour, value)
-SETTINGS {{dedup}}, ttl_only_drop_parts = 1;
+SETTINGS {{dedup}}, ttl_only_drop_parts = 1, min_age_to_force_merge_seconds = 21600;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_properties TO properties_by_hour AS
 SELECT
@@ -211,7 +211,7 @@ CREATE TABLE IF NOT EXISTS property_models_by_day (
 ENGINE = {{engine AggregatingMergeTree}}
 PARTITION BY toStartOfMonth(day)
 ORDER BY (project_id, name, day, value, model)
-SETTINGS {{dedup}}, ttl_only_drop_parts = 1;
+SETTINGS {{dedup}}, ttl_only_drop_parts = 1, min_age_to_force_merge_seconds = 21600;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_property_models TO property_models_by_day AS
 SELECT
@@ -257,7 +257,7 @@ CREATE TABLE IF NOT EXISTS keys_by_hour (
 ENGINE = {{engine AggregatingMergeTree}}
 PARTITION BY toStartOfMonth(hour)
 ORDER BY (project_id, hour, key_id, key_name, model, provider)
-SETTINGS {{dedup}}, ttl_only_drop_parts = 1;
+SETTINGS {{dedup}}, ttl_only_drop_parts = 1, min_age_to_force_merge_seconds = 21600;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS requests_to_keys TO keys_by_hour AS
 SELECT
