@@ -170,10 +170,17 @@ class House:
             found[name] = [child.pid, *(grandchild.pid for grandchild in child.children(recursive=True))]
         return found
 
-    def kill(self, name: str) -> None:
-        """kill -9 of one program and its children."""
-        for pid in self.pids()[name]:
+    def kill(self, name: str) -> float:
+        """kill -9 of one program and its children.
+
+        Returns:
+            When, Unix time.
+        """
+        pids = self.pids()[name]
+        killed_s = time.time()
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
+        return killed_s
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """A `heliograph` command beside the running house."""

@@ -96,10 +96,9 @@ async def test_killing_each_process_under_load_loses_no_answered_call_and_stores
     edge_killed_s = edge_back_s = 0.0
     for name in KILLED:
         await asyncio.sleep(BETWEEN_S)
+        killed_s = await asyncio.to_thread(chaos.kill, name)
         if name == "edge":
-            edge_killed_s = time.time()
-        await asyncio.to_thread(chaos.kill, name)
-        if name == "edge":
+            edge_killed_s = killed_s
             await asyncio.to_thread(chaos.wait_for, lambda: _is_ready(chaos), timeout_s=20, what="the edge")
             edge_back_s = time.time()
     await asyncio.sleep(BETWEEN_S)
