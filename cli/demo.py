@@ -65,6 +65,7 @@ def demo(
         errors.print(f"[red]{data_dir()} belongs to no running Heliograph; start it with 'heliograph up'.[/]")
         raise typer.Exit(1)
     base = f"http://127.0.0.1:{edge.port}"
+    console.print(f"Sending about {rate:g} calls a second to {base} for {minutes:g} minutes; Ctrl-C ends it earlier.")
     counts = asyncio.run(_run(base, port, minutes * 60, rate, key, seed))
     told = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.most_common())
     console.print(f"Sent {counts.total():,} calls ({told}); their rows carry demo=true.")
