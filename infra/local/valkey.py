@@ -84,7 +84,8 @@ logfile {_quoted(_log(server))}
 loglevel notice
 hide-user-data-from-log yes
 daemonize no
-# One file of what was done, on the disk at most a second late; no snapshots beside it.
+# One file of what was done; no snapshots beside it. A kill may cost two seconds of it where the disk is slow to sync, and
+# costs no call: the planner hands out again what is not confirmed, control compares its keys and publishes them.
 appendonly yes
 appendfsync everysec
 save ""

@@ -209,7 +209,7 @@ async def test_silence_while_sending_times_out(make_upstream: MakeUpstream) -> N
 async def test_whole_call_times_out(make_upstream: MakeUpstream, script: object) -> None:
     async with WireServer(script) as server:  # type: ignore[arg-type]
         with pytest.raises(UpstreamTimeout) as caught:
-            await fetch(make_upstream(total_timeout_s=0.1), get(origin_of(server)))
+            await fetch(make_upstream(total_timeout_s=0.5), get(origin_of(server)))
         assert (caught.value.phase, caught.value.sent) == ("total", True)
 
 
