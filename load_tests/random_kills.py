@@ -31,7 +31,7 @@ from load_tests.candidates import wait_for_port
 from load_tests.processes import ChildFailed, child, two_cores
 from load_tests.steady import load
 from load_tests.table import aligned
-from load_tests.whole import Ports, Whole, free_ports
+from load_tests.whole import UNREACHABLE, Ports, Whole, free_ports
 from tests.servers import Child, kafka_child, kafka_environment, kafka_settings_of, running
 
 PROVIDER_DELAY_US = 50_000
@@ -185,7 +185,7 @@ def settle(whole: Whole, answered: int) -> None:
         try:
             ((rows,),) = whole.sql("SELECT count() FROM requests")
             ((confirmed,),) = whole.sql("SELECT sum(rows) FROM batches")
-        except (OSError, EOFError):
+        except UNREACHABLE:
             rows = confirmed = -1
         if (rows, confirmed) != last:
             last, since = (rows, confirmed), time.monotonic()

@@ -19,6 +19,7 @@ from xmlrpc.client import Fault, ServerProxy
 
 import psutil
 from clickhouse_driver import Client
+from clickhouse_driver.errors import NetworkError, SocketTimeoutError
 from pydantic import SecretStr
 from supervisor.xmlrpc import SupervisorTransport
 
@@ -38,6 +39,9 @@ POLL_S = 0.05
 _UP = "Ctrl-C stops"
 _READY_WORDS = {"worker": b"ready", "planner": b"planner is ready"}
 _OURS = ("HELIOGRAPH_", "EDGE_", "PLANNER_", "WORKER_", "CONTROL_", "METRICS_", "SHIPPER_", "PROMETHEUS_")
+
+UNREACHABLE = (OSError, EOFError, NetworkError, SocketTimeoutError)
+"""What asking a ClickHouse raises that has just been killed."""
 
 
 class Ports(NamedTuple):
@@ -261,7 +265,7 @@ class Whole:
             try:
                 rows: list[tuple[Any, ...]] = self._client.execute(query)
                 return rows
-            except (OSError, EOFError):
+            except UNREACHABLE:
                 self.disconnect()
                 if attempt:
                     raise

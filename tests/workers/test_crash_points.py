@@ -267,8 +267,8 @@ def test_a_batch_handed_to_two_workers_at_the_same_moment_counts_once(line: Line
             sender.send(Batch(line.kafka.requests_topic, number, 0, end - 1))
     sender.close()
 
-    line.wait_for(lambda: line.counted() == len(line.sent) + len(line.junk))
+    def met() -> set[int]:
+        return {len(list(place.iterdir())) for place in worker.folder.iterdir() if place.is_dir()}
 
-    met = [len(list(place.iterdir())) for place in worker.folder.iterdir() if place.is_dir()]
-    assert set(met) == {2}
+    line.wait_for(lambda: line.counted() == len(line.sent) + len(line.junk) and met() == {2})
     line.check()
