@@ -137,10 +137,8 @@ def settled(spools: Mapping[str, Spool]) -> bool:
 
 def lost_at_most(rate: float, linger_ms: float, answered: Mapping[str, float], *, killed_s: float) -> int:
     """Events that a `kill -9` of the edge may take with it: those of one group, and the call just being ended. A machine
-    that stalls and then catches up ends more calls within a group's time than the rate says, and its client reads some
-    answers only after the kill."""
-    group_s = linger_ms / 1000
-    within = sum(killed_s - group_s <= at <= killed_s + group_s for at in answered.values())
+    that stalls and then catches up ends more calls within a group's time than the rate says."""
+    within = sum(killed_s - linger_ms / 1000 <= at <= killed_s for at in answered.values())
     return max(ceil(rate * linger_ms / 1000), within) + 1
 
 

@@ -66,7 +66,7 @@ def _added(records: Iterable[bytes]) -> dict[bytes, str]:
         operation, _, rest = record.partition(b"\t")
         part, _, token = rest.partition(b"\t")
         if operation == _ADD:
-            added[token] = part.decode()
+            added[token] = part.decode(errors="replace")
         else:
             added.pop(token, None)
     return added

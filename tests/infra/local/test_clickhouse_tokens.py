@@ -96,9 +96,11 @@ def test_the_last_record_of_a_log_that_was_full_is_looked_at_too(table: Table) -
     assert table.file(10).read_text().splitlines()[1:] == ["2\t20261116_2_2_0\t20261116_9_9"]
 
 
-@pytest.mark.parametrize("text", ["", "nonsense\n", "1 soon_another_form 20261116_7_8\n", "\n\n"])
-def test_what_is_not_known_is_left_alone(table: Table, text: str) -> None:
-    table.file().write_text(text.replace(" ", "\t"))
+@pytest.mark.parametrize(
+    "text", [b"", b"nonsense\n", b"1\tsoon_another_form\t20261116_7_8\n", b"\n\n", b"1\t\xff\xfe\t\x00\n", bytes(9)]
+)
+def test_what_is_not_known_is_left_alone(table: Table, text: bytes) -> None:
+    table.file().write_bytes(text)
 
     assert table.forgotten() == []
 
