@@ -1,4 +1,4 @@
-"""What is kept of a body as it passes: its head, its tail and its size, content coding undone."""
+"""What is kept of a body as it passes: its head, its tail and its size, content coding undone. `capture_of` begins one."""
 
 import zlib
 from typing import Any
@@ -15,51 +15,26 @@ class Capture:
 
     left_out: str | None = None
     size = 0
-    _head_size = 0
-    _decoded = 0
     _tail = _NO_TAIL
-    _unpack: Any = None
 
-    def __init__(self, settings: CaptureSettings, coding: bytes = b"") -> None:
+    def __init__(self, settings: CaptureSettings) -> None:
         self._settings = settings
+        self._room = settings.head_bytes
         self._head: list[bytes] = []
-        if not coding:
-            return
-        if coding in (b"gzip", b"x-gzip"):
-            self._unpack = zlib.decompressobj(31)
-        elif coding == b"deflate":
-            self._unpack = _Deflate()
-        elif coding != b"identity":
-            self.left_out = "encoding"
 
     def feed(self, piece: bytes) -> None:
-        if self._unpack is None:
-            self._keep(piece)
-            return
-        try:
-            data = self._unpack.decompress(piece, _STEP)
-            while data:
-                self._decoded += len(data)
-                self._keep(data)
-                if self._decoded > self._settings.decoded_bytes_max:
-                    self.left_out, self._unpack = "encoding", None
-                    return
-                data = self._unpack.decompress(self._unpack.unconsumed_tail, _STEP)
-        except zlib.error:
-            self.left_out, self._unpack = "encoding", None
-
-    def _keep(self, piece: bytes) -> None:
-        self.size += len(piece)
+        length = len(piece)
+        self.size += length
         if self.left_out is not None:
             return
-        room = self._settings.head_bytes - self._head_size
-        if room >= len(piece):
+        room = self._room
+        if room >= length:
             self._head.append(piece)
-            self._head_size += len(piece)
+            self._room = room - length
             return
         if room > 0:
             self._head.append(piece[:room])
-            self._head_size += room
+            self._room = 0
             piece = piece[room:]
         if self._tail is _NO_TAIL:
             self._tail = bytearray()
@@ -84,6 +59,42 @@ class Capture:
         if len(head) + len(tail) == self.size:
             return Body(size=self.size, head=head + tail)
         return Body(size=self.size, head=head, tail=tail)
+
+
+class _CodedCapture(Capture):
+    """Of a body with a content coding: what it says is kept, not how it came. One nobody can read is only measured."""
+
+    def __init__(self, settings: CaptureSettings, unpack: Any) -> None:
+        super().__init__(settings)
+        self._decoded = 0
+        self._unpack = unpack
+        if unpack is None:
+            self.left_out = "encoding"
+
+    def feed(self, piece: bytes) -> None:
+        if self._unpack is None:
+            super().feed(piece)
+            return
+        try:
+            data = self._unpack.decompress(piece, _STEP)
+            while data:
+                self._decoded += len(data)
+                super().feed(data)
+                if self._decoded > self._settings.decoded_bytes_max:
+                    self.left_out, self._unpack = "encoding", None
+                    return
+                data = self._unpack.decompress(self._unpack.unconsumed_tail, _STEP)
+        except zlib.error:
+            self.left_out, self._unpack = "encoding", None
+
+
+def capture_of(settings: CaptureSettings, coding: bytes = b"") -> Capture:
+    """For a body whose content-encoding is `coding`."""
+    if coding in (b"", b"identity"):
+        return Capture(settings)
+    if coding in (b"gzip", b"x-gzip"):
+        return _CodedCapture(settings, zlib.decompressobj(31))
+    return _CodedCapture(settings, _Deflate() if coding == b"deflate" else None)
 
 
 class _Deflate:

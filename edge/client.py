@@ -1,7 +1,7 @@
 """One call as its client sees it: the request that came, the answer that goes back, and whether anybody is still there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from http import HTTPStatus
 from itertools import chain
 from typing import Protocol
@@ -31,7 +31,8 @@ class Wire(Protocol):
     is_writable: bool
     paused: bool
 
-    def write(self, data: bytes) -> None: ...
+    @property
+    def write(self) -> Callable[[bytes], None]: ...
 
     def resume(self) -> None:
         """Read on, after `hold`."""

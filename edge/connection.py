@@ -73,6 +73,7 @@ class ClientConnection(asyncio.Protocol):
         "on_header",
         "paused",
         "task",
+        "write",
     )
 
     def __init__(
@@ -87,6 +88,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_closed = False
         self._stops = False  # no further call is taken
         self._transport: asyncio.Transport | None = None
+        self.write: Callable[[bytes], None] = _to_nobody
         # One task serves all of a connection's calls, one after another: a task for each would cost 6 µs a call.
         self.task: asyncio.Task[None] | None = None
         self._wanted: asyncio.Future[None] | None = None  # what that task waits for while there is no call
@@ -112,6 +114,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # it is always one
         self._transport = transport
+        self.write = transport.write
         front = self._front
         if len(front.connections) >= front.bounds.connections:
             metrics.refused.labels("connections").inc()
@@ -124,6 +127,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closed = True
+        self.write = _to_nobody
         self.deadline = NEVER
         self._connections.discard(self)
         self._front.connections.discard(self)
@@ -255,10 +259,6 @@ class ClientConnection(asyncio.Protocol):
 
     # For the call.
 
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._is_closed:
-            self._transport.write(data)
-
     def hold(self) -> None:
         if self._transport is not None and not self.paused:
             self.paused = True
@@ -380,3 +380,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
             if not self._is_closed:
                 self.allow(self._front.bounds.send_timeout_s)
+
+
+def _to_nobody(_data: bytes) -> None:
+    """Where the bytes go before there is a connection and after its end."""

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from edge import errors, metrics
 from edge.body import read_body
 from edge.call import Call
-from edge.capture import Capture
+from edge.capture import capture_of
 from edge.client import Client, ClientGone, too_large
 from edge.headers import media_type, read_headers
 from edge.policies.auth import Auth
@@ -156,7 +156,7 @@ class Proxy:
             call.requested_model = model_in_path(call.path)
             return b""
         bounds = self._settings.bounds
-        capture = call.request = Capture(self._settings.capture, said.request_coding)
+        capture = call.request = capture_of(self._settings.capture, said.request_coding)
         if said.content_type in _JSON_TYPES or said.content_type.endswith("+json"):
             if length is not None and length > bounds.body_bytes:
                 raise too_large(length, bounds.body_bytes)
@@ -209,7 +209,7 @@ class Proxy:
         call.stream = streamed or (call.stream and status < 400)
         if status >= 400:
             call.outcome = "error"
-        capture = call.response = Capture(self._settings.capture, coding)
+        capture = call.response = capture_of(self._settings.capture, coding)
         overhead_ms = (headed - call.started - call.upstream_s) * 1000
         headers += (
             (b"helicone-id", call.id.encode()),
@@ -229,12 +229,12 @@ class Proxy:
         feed, write, clock = capture.feed, client.write, time.perf_counter
 
         def pass_on(piece: bytes) -> bool:
-            call.goes_on()
-            if streamed and call.first_byte is None:
-                call.first_byte = call.at
+            began = clock()
+            if call.first_byte is None and streamed:
+                call.first_byte = began
             feed(piece)
             is_writable = write(piece)
-            call.waiting_since = clock()
+            call.upstream_s -= clock() - began  # what lies between `waits` and `goes_on` counts as waited, this was not
             return is_writable
 
         call.waits()

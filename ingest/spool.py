@@ -56,6 +56,8 @@ class Spool:
         self._lock = lock
         self._pending: list[bytes] = []
         self._wake = threading.Event()
+        self._resting = False
+        """Whether the writer waits for `_wake`, having found nothing to write."""
         self._stopping = False
         self._failing = False
         self._ended = False
@@ -87,7 +89,8 @@ class Spool:
             return False
         self._pending += (frames.header(payload), payload)
         self._appended_bytes += len(payload) + frames.HEADER_BYTES
-        if not self._wake.is_set():
+        if self._resting:
+            self._resting = False
             self._wake.set()
         return True
 
@@ -161,11 +164,10 @@ class Spool:
         linger_s = self.settings.linger_ms / 1000
         counted_at = 0.0
         while not (self._stopping and not self._pending):
-            # Woken at least once a second, since what the planner frees is only seen by looking.
-            if self._wake.wait(_RECOUNT_S):
-                self._wake.clear()
-                if not self._stopping:
-                    time.sleep(linger_s)
+            if not self._pending:
+                self._rest()
+            if self._pending and not self._stopping:
+                time.sleep(linger_s)
             now = time.monotonic()
             if now - counted_at > _RECOUNT_S:
                 counted_at = now
@@ -179,7 +181,14 @@ class Spool:
                 if self._stopping:
                     return
                 time.sleep(_RETRY_S)
-                self._wake.set()
+
+    def _rest(self) -> None:
+        """Wait for an event; no longer than a second, since what the planner frees is only seen by looking."""
+        self._resting = True
+        if not self._pending:  # looked at again: what came a moment ago has not woken anybody
+            self._wake.wait(_RECOUNT_S)
+        self._resting = False
+        self._wake.clear()
 
     def _write_group(self) -> bool:
         # Appending only ever adds behind `count`, so taking the front needs no lock.

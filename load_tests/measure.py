@@ -12,7 +12,7 @@ from typing import Any
 
 from load_tests.build import Programs
 from load_tests.candidates import CALL, STREAM_CALL, Place, Target
-from load_tests.processes import ChildFailed, child, core_busy_s
+from load_tests.processes import ChildFailed, child, core_times
 
 DRAIN_S = 2
 LEAVE_TRIALS = 9
@@ -50,6 +50,8 @@ class Window:
     """CPU time of the candidate's process tree within the window."""
     other_share: float
     """Share of the proxy's core that others used meanwhile: a disturbed window shows here."""
+    stolen_share: float
+    """Share of the window in which the hypervisor kept the proxy's core or the client's, whichever it kept longer."""
     upstream_calls: int
     """Calls that reached the mock, warm-up and drain included."""
 
@@ -73,10 +75,11 @@ def run_window(
     with child(command, core=place.cores.client, log=place.folder / "load.log", pipe=True) as load:
         assert load.process.stdout is not None
         _expect_line(load.process.stdout.readline(), "start", load.log)
-        began, cpu_before, core_before = time.monotonic(), _cpu_s(target), core_busy_s(place.cores.proxy)
+        began, cpu_before = time.monotonic(), _cpu_s(target)
+        proxy_before, client_before = core_times(place.cores.proxy), core_times(place.cores.client)
         _expect_line(load.process.stdout.readline(), "end", load.log)
-        wall_s = time.monotonic() - began
-        cpu_s, core_s = _cpu_s(target) - cpu_before, core_busy_s(place.cores.proxy) - core_before
+        wall_s, cpu_s = time.monotonic() - began, _cpu_s(target) - cpu_before
+        proxy, client = core_times(place.cores.proxy), core_times(place.cores.client)
         figures = json.loads(load.process.stdout.readline())
     if target.child:
         target.child.assert_alive()
@@ -86,7 +89,8 @@ def run_window(
         phase=phase.name,
         figures=figures,
         cpu_s=cpu_s,
-        other_share=max(0.0, (core_s - cpu_s) / wall_s),
+        other_share=max(0.0, (proxy.busy - proxy_before.busy - cpu_s) / wall_s),
+        stolen_share=max(proxy.stolen - proxy_before.stolen, client.stolen - client_before.stolen) / wall_s,
         upstream_calls=upstream_calls(place) - calls_before,
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -74,13 +75,21 @@ def session_stats(session: int) -> dict[int, Stat]:
     return stats
 
 
-def core_busy_s(core: int) -> float:
-    """CPU time of everything that ran on a core since boot, s (steal and waiting left out)."""
+class CoreTimes(NamedTuple):
+    """A core's time since boot, s."""
+
+    busy: float
+    """Of everything that ran there, interrupts included."""
+    stolen: float
+    """In which something was to run and the hypervisor ran another machine."""
+
+
+def core_times(core: int) -> CoreTimes:
     for line in Path("/proc/stat").read_text().splitlines():
         name, *values = line.split()
         if name == f"cpu{core}":
-            user, nice, system, _idle, _iowait, irq, softirq = map(int, values[:7])
-            return (user + nice + system + irq + softirq) / TICKS_PER_S
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, values[:8])
+            return CoreTimes((user + nice + system + irq + softirq) / TICKS_PER_S, steal / TICKS_PER_S)
     raise LookupError(f"/proc/stat has no cpu{core}")
 
 

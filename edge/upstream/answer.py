@@ -89,15 +89,10 @@ class PoolAnswer:
         self._pieces.append(data)
         self.buffered += len(data)
 
-    def hand(self, to: Callable[[bytes], bool], pieces: list[bytes]) -> bool:
-        """Give what the parser has left in `pieces` to whom it flows; False: who has had enough."""
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        if to(data):
-            return True
+    def pause(self) -> None:
+        """Whom it flows to has had enough."""
         self.to = None
         self.wake()
-        return False
 
     def complete(self) -> None:
         self.body_complete = True

@@ -85,7 +85,6 @@ class _Refused(Exception):
 class Connection(asyncio.Protocol):
     __slots__ = (
         "_answer",
-        "_chunked",
         "_drained",
         "_ended",
         "_ends",
@@ -143,7 +142,6 @@ class Connection(asyncio.Protocol):
         self._head_left = 0
         self._is_head = False
         self._ended = False  # the answer's last byte has been parsed
-        self._chunked = False
         self._extra = False  # and bytes came after it
         self._keep = False  # and the server will take another request
         self._headers: list[tuple[bytes, bytes]] = []
@@ -175,7 +173,6 @@ class Connection(asyncio.Protocol):
         self._waiter = waiter = self.loop.create_future()
         self._head_left = limits.head_bytes
         self._is_head = request.method == b"HEAD"
-        self._chunked = False
         self._ended = False
         self._extra = False
         self._first_byte_s = first_byte_s
@@ -286,7 +283,8 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         assert self._parser is not None
-        headed = self._answer is not None
+        answer = self._answer
+        headed = answer is not None
         if not headed:
             self._head_left -= len(data)
         try:
@@ -296,12 +294,12 @@ class Connection(asyncio.Protocol):
                 self._malformed(error)
                 return
             self._extra = True
-        answer = self._answer
         if answer is None:
-            if self._head_left < 0:
-                self._broken("the answer's head is too large")
-            return
-        if not headed:
+            answer = self._answer
+            if answer is None:
+                if self._head_left < 0:
+                    self._broken("the answer's head is too large")
+                return
             # The read that completed the head may carry body too; only then is it worth adding up exactly.
             limit = self._owner.limits.head_bytes
             if self._head_left < 0 and wire.size(answer.headers) > limit:
@@ -316,11 +314,18 @@ class Connection(asyncio.Protocol):
             self._complete(answer)
         elif self._pieces:
             self._head_left = self._head_bytes
-            if answer.to is not None:
-                if answer.hand(answer.to, self._pieces):
-                    self.expect_more()
-                else:
-                    self.deadline = self._ends
+            to = answer.to
+            if to is not None:
+                # A streamed piece, the usual case: each call and each look that is not made here counts.
+                pieces = self._pieces
+                piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                pieces.clear()
+                deadline = self._ends
+                if not to(piece):
+                    answer.pause()
+                elif (silent := self._now() + self._idle_s) < deadline:
+                    deadline = silent  # later than the one before, so the pool need not be told
+                self.deadline = deadline
                 return
             answer.take(self._pieces)
             if answer.buffered > self._owner.limits.buffer_bytes and not self.paused:
@@ -379,6 +384,8 @@ class Connection(asyncio.Protocol):
                 raise _Refused(f"status {status}")  # we never ask for an upgrade
             headers.clear()
             return
+        if not wire.is_readable(headers):
+            raise _Refused("a transfer-encoding beside chunked")
         self._answer = PoolAnswer(self, status, headers.copy())
         headers.clear()
         if self._is_head:
@@ -387,13 +394,6 @@ class Connection(asyncio.Protocol):
             self._keep = False
         if status >= 300 and self._sender is not None:
             self._sender.cancel()  # whatever is left of the request is no longer wanted
-
-    def on_chunk_header(self) -> None:
-        # Looked at here, not with the head: of a body with content-length the parser knows that it has no coding.
-        if not self._chunked and self._answer is not None:
-            self._chunked = True
-            if not wire.is_chunked_alone(self._answer.headers):
-                raise _Refused("a transfer-encoding beside chunked")
 
     def on_message_complete(self) -> None:
         answer = self._answer

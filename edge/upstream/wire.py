@@ -64,10 +64,10 @@ def content_length(headers: Headers) -> int | None:
     return None if is_chunked else length or 0
 
 
-def is_chunked_alone(headers: Headers) -> bool:
-    """Is chunked an answer's only transfer coding? Another one would reach the client still coded."""
-    codings = [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
-    return codings == [b"chunked"]
+def is_readable(headers: Headers) -> bool:
+    """Has an answer no transfer coding but chunked, once? Another one would reach the client still coded."""
+    codings = [value for name, value in headers if len(name) == 17 and name.lower() == b"transfer-encoding"]
+    return not codings or (len(codings) == 1 and codings[0].strip().lower() == b"chunked")
 
 
 def says_its_end(headers: Headers) -> bool:

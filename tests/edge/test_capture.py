@@ -4,7 +4,7 @@ import zlib
 
 import pytest
 
-from edge.capture import Capture
+from edge.capture import capture_of
 from schemas.event import Body
 from schemas.settings import MIB, CaptureSettings
 
@@ -12,7 +12,7 @@ SMALL = CaptureSettings(head_bytes=100, tail_bytes=50)
 
 
 def captured(pieces: list[bytes], settings: CaptureSettings = SMALL, coding: bytes = b"") -> Body:
-    capture = Capture(settings, coding)
+    capture = capture_of(settings, coding)
     for piece in pieces:
         capture.feed(piece)
     return capture.body()
@@ -69,6 +69,6 @@ def test_a_bomb_is_unpacked_only_so_far() -> None:
 
 
 def test_what_is_asked_to_be_left_out_keeps_only_its_size() -> None:
-    capture = Capture(SMALL)
+    capture = capture_of(SMALL)
     capture.feed(b"secret")
     assert capture.body("asked") == Body(size=6, left_out="asked")

@@ -13,7 +13,9 @@ def window(
 ) -> Window:
     whole = {"rps": 100.0, "ok": 100, "ok_total": 100, "non_2xx_total": 0, "statuses": {"200": 100}, "errors": {}}
     whole |= {"latency_us": None, "first_byte_us": None, "chunk_latency_us": None, "chunks_per_s": 0.0}
-    return Window(candidate, phase, whole | figures, cpu_s=cpu_s, other_share=0.0, upstream_calls=calls)
+    return Window(
+        candidate, phase, whole | figures, cpu_s=cpu_s, other_share=0.0, stolen_share=0.0, upstream_calls=calls
+    )
 
 
 def test_cpu_is_taken_per_answered_call_of_the_window() -> None:

@@ -132,6 +132,7 @@ async def test_body_is_sent_without_waiting_for_100_continue(make_upstream: Make
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok", id="a negative length"),
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 0x2\r\n\r\nok", id="a length that is no number"),
         pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", id="gzip too"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok", id="gzip alone"),
     ],
 )
 async def test_head_that_cannot_be_believed_is_broken(make_upstream: MakeUpstream, answer: bytes) -> None:
