@@ -5,7 +5,7 @@ import json
 import socket
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from load_tests.processes import ChildFailed, child, core_times
 
 DRAIN_S = 2
 LEAVE_TRIALS = 9
+CALM_SHARE = 0.01
+"""Up to here a window counts as calm; a calmer one is not looked for."""
 NEVER_MS = 500.0
 """A stream of the mock lasts 200 ms: after this long it has ended by itself."""
 
@@ -55,6 +57,11 @@ class Window:
     upstream_calls: int
     """Calls that reached the mock, warm-up and drain included."""
 
+    @property
+    def disturbance(self) -> float:
+        """The larger of the two shares that were not the candidate's doing."""
+        return max(self.other_share, self.stolen_share)
+
 
 def run_window(
     programs: Programs, place: Place, target: Target, phase: Phase, *, warmup_s: float, seconds: float
@@ -93,6 +100,17 @@ def run_window(
         stolen_share=max(proxy.stolen - proxy_before.stolen, client.stolen - client_before.stolen) / wall_s,
         upstream_calls=upstream_calls(place) - calls_before,
     )
+
+
+def calmest(measured: Callable[[], Window], tries: int) -> tuple[Window, int]:
+    """The first calm window, or the calmest of `tries`; and how many were set aside for it.
+
+    What is looked at is what others took of the cores, never a figure of the candidate's.
+    """
+    windows = [measured()]
+    while len(windows) < tries and windows[-1].disturbance > CALM_SHARE:
+        windows.append(measured())
+    return min(windows, key=lambda window: window.disturbance), len(windows) - 1
 
 
 def problem_of(window: Window) -> str | None:

@@ -8,6 +8,7 @@ from load_tests.measure import Window
 
 DIRECT, OURS = "direct", "heliograph"
 DISTURBED_SHARE = 0.1
+"""Beyond this share of a core taken by others, hypervisor included, a window is disturbed."""
 DISTURBED_WINDOWS = 0.1
 """A run with more than this part of its windows disturbed has verdicts with a question mark."""
 HEADROOM = 0.7
@@ -118,8 +119,8 @@ def with_comparisons(candidates: Mapping[str, Figures]) -> dict[str, Figures]:
 
 
 def disturbed_windows(windows: Iterable[Window]) -> list[Window]:
-    """The windows in which others used too much of the proxy's core."""
-    return [window for window in windows if window.other_share > DISTURBED_SHARE]
+    """The windows in which others took too much of a core."""
+    return [window for window in windows if window.disturbance > DISTURBED_SHARE]
 
 
 def limited_by_us(candidates: Mapping[str, Figures]) -> list[str]:

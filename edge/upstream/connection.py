@@ -4,7 +4,7 @@ A call on a resting connection is one write, one future and, when the body came 
 some unusual shapes below: the parser appends headers and body pieces to plain lists with no method of ours between,
 deadlines are numbers that one sweep of the pool's looks at rather than a timer per call, and what has arrived is handed
 over once per wake-up. Measured without sockets, 9 headers out and 13 in: 15 µs a call, where a bare parser and a list
-of connections, with no bound, timeout or check at all, take 9; 4.7 µs a streamed chunk.
+of connections, with no bound, timeout or check at all, take 9.
 """
 
 import asyncio

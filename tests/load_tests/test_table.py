@@ -5,16 +5,29 @@ from typing import Any
 import pytest
 
 from load_tests import table
-from load_tests.measure import Window, problem_of
+from load_tests.measure import Window, calmest, problem_of
 
 
 def window(
-    phase: str, *, candidate: str = "heliograph", cpu_s: float = 0.0, calls: int = 10**6, **figures: Any
+    phase: str,
+    *,
+    candidate: str = "heliograph",
+    cpu_s: float = 0.0,
+    calls: int = 10**6,
+    other_share: float = 0.0,
+    stolen_share: float = 0.0,
+    **figures: Any,
 ) -> Window:
     whole = {"rps": 100.0, "ok": 100, "ok_total": 100, "non_2xx_total": 0, "statuses": {"200": 100}, "errors": {}}
     whole |= {"latency_us": None, "first_byte_us": None, "chunk_latency_us": None, "chunks_per_s": 0.0}
     return Window(
-        candidate, phase, whole | figures, cpu_s=cpu_s, other_share=0.0, stolen_share=0.0, upstream_calls=calls
+        candidate,
+        phase,
+        whole | figures,
+        cpu_s=cpu_s,
+        other_share=other_share,
+        stolen_share=stolen_share,
+        upstream_calls=calls,
     )
 
 
@@ -94,3 +107,28 @@ def test_a_window_with_failures_or_answers_from_elsewhere_is_named(seen: Window,
     problem = problem_of(seen)
 
     assert problem is None if words is None else problem is not None and words in problem
+
+
+def test_the_first_calm_window_counts_and_no_further_one_is_looked_for() -> None:
+    seen = iter([window("one", stolen_share=0.3), window("one", stolen_share=0.005, rps=1.0), window("one")])
+
+    counts, set_aside = calmest(lambda: next(seen), tries=6)
+
+    assert (counts.figures["rps"], set_aside) == (1.0, 1)
+
+
+def test_where_none_is_calm_the_calmest_counts_whatever_its_figures() -> None:
+    shares = [(0.0, 0.3), (0.04, 0.02), (0.2, 0.0)]
+    seen = iter(
+        window("one", rps=float(i), other_share=other, stolen_share=stolen) for i, (other, stolen) in enumerate(shares)
+    )
+
+    counts, set_aside = calmest(lambda: next(seen), tries=3)
+
+    assert (counts.figures["rps"], set_aside) == (1.0, 2)
+
+
+def test_a_window_the_hypervisor_took_a_tenth_of_is_disturbed_as_one_that_others_used() -> None:
+    windows = [window("one"), window("one", stolen_share=0.11), window("one", other_share=0.11)]
+
+    assert table.disturbed_windows(windows) == windows[1:]
