@@ -3,19 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from http import HTTPStatus
-from itertools import chain
 from typing import Protocol
 
 from edge.capture import Capture
 from edge.errors import BodyTooLarge, EdgeError
 from edge.upstream.protocol import Header
+from edge.upstream.wire import head_of
 
 HELD_BYTES = 256 * 1024
 """As much of a body waits here for whoever reads it; beyond that the client has to wait."""
 _DRAIN_BYTES = 64 * 1024 * 1024
 _DRAIN_S = 2.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
+_STATUS_LINES = {s.value: b"HTTP/1.1 %d %b" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 
 
 class ClientGone(Exception):
@@ -283,9 +283,7 @@ class Client:
         if not (self.keep and self.read_whole):
             self.keep = False
             headers.append((b"connection", b"close"))
-        line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        form = b"%b" + b"%b: %b\r\n" * len(headers) + b"\r\n"
-        return form % (line, *chain.from_iterable(headers))
+        return head_of(_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, headers)
 
     def _framed(self, piece: bytes) -> bytes:
         if self._bodyless:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from edge.errors import BadFraming, BadHeader, HeadersTooLarge
@@ -59,6 +60,7 @@ class _Shape(NamedTuple):
     names_bytes: int
 
 
+_name_of = itemgetter(0)
 _shapes: dict[tuple[bytes, ...], _Shape] = {}
 _SHAPES_MAX = 2000
 _SHAPE_BYTES_MAX = 4096
@@ -90,7 +92,7 @@ def _shape(names: tuple[bytes, ...]) -> _Shape:
 def read_headers(headers: Sequence[Header], bounds: BoundSettings) -> Said:
     """Read a request's headers. What is wrong with them stands in `problem`."""
     said = Said()
-    names = tuple([name for name, _ in headers])
+    names = tuple(map(_name_of, headers))
     shape = _shapes.get(names) or _shape(names)
     said.forward = [headers[place] for place in shape.passed]
     held_back: set[int] = set()

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
@@ -43,6 +44,7 @@ _NOT_PASSED_BACK = {
     b"upgrade",
 }
 _QUERY_CREDENTIALS = ("key", "api_key", "apikey", "api-key", "access_token", "token", "subscription-key")
+_name_of = itemgetter(0)
 _KEY_INSIDE = "/" + KEY_PREFIX
 _NOWHERE = Target("unknown", "openai", Origin("https", "invalid", 443), "/")
 
@@ -336,7 +338,7 @@ def _shape(names: tuple[bytes, ...]) -> _AnswerShape:
 def _answer_headers(call: Call, answer: UpstreamAnswer) -> tuple[list[Header], bytes, bool]:
     """The provider's headers for the client; the content coding among them, and whether a content-length is."""
     headers = answer.headers
-    names = tuple([name for name, _ in headers])
+    names = tuple(map(_name_of, headers))
     shape = _shapes.get(names) or _shape(names)
     if shape.content_type is not None:
         call.answer_type = media_type(headers[shape.content_type][1])
