@@ -15,6 +15,7 @@ import msgspec
 from edge import metrics
 from edge.connection import ClientConnection, Front
 from edge.deadlines import Deadlines
+from edge.outbox import Outbox
 from edge.policies.auth import Auth
 from edge.policies.snapshots import KeySnapshots
 from edge.proxy import Proxy
@@ -84,7 +85,8 @@ class Edge:
         _calm_collector()
         log.info("edge is ready", extra={"spool": spool.folder.name, "keys": len(snapshots.keys or {})})
         try:
-            yield Front(proxy.serve, health, settings.bounds, deadlines, connections)
+            outbox = Outbox(asyncio.get_running_loop())
+            yield Front(proxy.serve, health, settings.bounds, deadlines, connections, outbox)
         finally:
             housekeeping.cancel()
             await asyncio.gather(housekeeping, return_exceptions=True)

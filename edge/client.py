@@ -1,7 +1,7 @@
 """One call as its client sees it: the request that came, the answer that goes back, and whether anybody is still there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
 from typing import Protocol
 
@@ -31,8 +31,7 @@ class Wire(Protocol):
     is_writable: bool
     paused: bool
 
-    @property
-    def write(self) -> Callable[[bytes], None]: ...
+    def write(self, data: bytes) -> None: ...
 
     def resume(self) -> None:
         """Read on, after `hold`."""

@@ -16,6 +16,7 @@ import httptools
 from edge import errors, metrics
 from edge.client import Client
 from edge.deadlines import NEVER, Deadlines
+from edge.outbox import Outbox
 from edge.sockets import has_left, reset
 from schemas.ids import new_id
 from schemas.settings import BoundSettings
@@ -41,6 +42,7 @@ class Front(NamedTuple):
     bounds: BoundSettings
     deadlines: Deadlines
     connections: "set[ClientConnection]"
+    outbox: Outbox
 
 
 class _Unwanted(Exception):
@@ -72,8 +74,8 @@ class ClientConnection(asyncio.Protocol):
         "on_body",
         "on_header",
         "paused",
+        "send",
         "task",
-        "write",
     )
 
     def __init__(
@@ -88,7 +90,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_closed = False
         self._stops = False  # no further call is taken
         self._transport: asyncio.Transport | None = None
-        self.write: Callable[[bytes], None] = _to_nobody
+        self.send: Callable[[bytes], None] = _to_nobody
         # One task serves all of a connection's calls, one after another: a task for each would cost 6 µs a call.
         self.task: asyncio.Task[None] | None = None
         self._wanted: asyncio.Future[None] | None = None  # what that task waits for while there is no call
@@ -114,7 +116,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # it is always one
         self._transport = transport
-        self.write = transport.write
+        self.send = transport.write
         front = self._front
         if len(front.connections) >= front.bounds.connections:
             metrics.refused.labels("connections").inc()
@@ -127,7 +129,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closed = True
-        self.write = _to_nobody
+        self.send = _to_nobody
         self.deadline = NEVER
         self._connections.discard(self)
         self._front.connections.discard(self)
@@ -179,7 +181,7 @@ class ClientConnection(asyncio.Protocol):
             self._next()
 
     def eof_received(self) -> None:
-        return None  # closes
+        self._front.outbox.flush()  # the transport closes when this returns
 
     def pause_writing(self) -> None:
         self.is_writable = False
@@ -197,6 +199,7 @@ class ClientConnection(asyncio.Protocol):
         if self._client is not None:
             self._client.keep = False
         elif self._transport is not None and not self._waiting:
+            self._front.outbox.flush()
             self._transport.close()
 
     def end_call(self) -> None:
@@ -259,6 +262,9 @@ class ClientConnection(asyncio.Protocol):
 
     # For the call.
 
+    def write(self, data: bytes) -> None:
+        self._front.outbox.post(self, data)
+
     def hold(self) -> None:
         if self._transport is not None and not self.paused:
             self.paused = True
@@ -277,7 +283,9 @@ class ClientConnection(asyncio.Protocol):
             return
         if visibly:
             reset(self._transport)
-        elif self.is_writable:
+            return
+        self._front.outbox.flush()
+        if self.is_writable:
             self._close()
         else:
             self._transport.abort()
@@ -377,6 +385,7 @@ class ClientConnection(asyncio.Protocol):
     def _close(self) -> None:
         """Close once all is written; a client that will not take it is waited for no longer than for any answer."""
         if self._transport is not None:
+            self._front.outbox.flush()
             self._transport.close()
             if not self._is_closed:
                 self.allow(self._front.bounds.send_timeout_s)

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import httptools
 
+from edge.outbox import Outbox
 from edge.sockets import reset
 from edge.upstream import wire
 from edge.upstream.answer import PoolAnswer
@@ -68,6 +69,7 @@ class Owner(Protocol):
     """What a connection needs of its pool."""
 
     limits: Limits
+    outbox: Outbox
     sweep_at: float
 
     def watch(self, deadline: float) -> None:
@@ -178,15 +180,21 @@ class Connection(asyncio.Protocol):
         self._first_byte_s = first_byte_s
         self._ends = ends
         opening, rest, length = encoded
-        self._transport.write(opening)
         if rest is None:
+            self._owner.outbox.post(self, opening)
             self._sent_all = True
             self._expect("first_byte", now + first_byte_s)
         else:
+            self._transport.write(opening)
             self._sent_all = False
             self._expect("total", ends)
             self._sender = self.loop.create_task(self._send_rest(rest, length))
         return waiter
+
+    def send(self, data: bytes) -> None:
+        """For the outbox alone."""
+        if self._transport is not None and not self.is_closed:
+            self._transport.write(data)
 
     def drop(self, call: "asyncio.Future[PoolAnswer]") -> None:
         """Whoever waited for this call is gone. By now the connection may already be another call's: leave it then."""

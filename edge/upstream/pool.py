@@ -15,6 +15,7 @@ from pathlib import Path
 
 import certifi
 
+from edge.outbox import Outbox
 from edge.upstream import wire
 from edge.upstream.addresses import Addresses, Lookup, Network
 from edge.upstream.answer import PoolAnswer
@@ -70,6 +71,7 @@ class Pool:
         self._arrivals = count()
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self.outbox = Outbox(self._loop)
         self._now = self._loop.time
         self._is_closed = False
 

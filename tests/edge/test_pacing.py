@@ -10,6 +10,7 @@ from typing import Any
 from edge.client import Client
 from edge.connection import ClientConnection, Front
 from edge.deadlines import Deadlines
+from edge.outbox import Outbox
 from schemas.settings import BoundSettings
 
 CALL = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -24,7 +25,7 @@ async def connection(
 
     connections: set[ClientConnection] = set()
     deadlines = Deadlines(connections)
-    front = Front(serve, {}, BoundSettings(**bounds), deadlines, connections)
+    front = Front(serve, {}, BoundSettings(**bounds), deadlines, connections, Outbox(asyncio.get_running_loop()))
     state = SimpleNamespace(connections=set())
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: ClientConnection(None, state, {"front": front}), "127.0.0.1")

@@ -1,0 +1,71 @@
+"""What is written within one turn of the loop goes out at its end: in order, bounded, and nobody's end costs another's."""
+
+import asyncio
+
+import pytest
+
+from edge.outbox import Outbox
+
+TURN = 0
+
+
+class Connection:
+    def __init__(self, log: list[tuple[str, bytes]], name: str) -> None:
+        self.log = log
+        self.name = name
+
+    def send(self, data: bytes) -> None:
+        self.log.append((self.name, data))
+
+
+class Broken(Connection):
+    def send(self, data: bytes) -> None:
+        raise RuntimeError("the handler is closed")
+
+
+async def test_what_is_posted_in_one_turn_goes_out_after_it_in_the_order_it_came() -> None:
+    sent: list[tuple[str, bytes]] = []
+    outbox, a, b = Outbox(asyncio.get_running_loop()), Connection(sent, "a"), Connection(sent, "b")
+
+    outbox.post(a, b"1")
+    outbox.post(b, b"2")
+    outbox.post(a, b"3")
+    assert sent == []
+    await asyncio.sleep(TURN)
+
+    assert sent == [("a", b"1"), ("b", b"2"), ("a", b"3")]
+
+
+async def test_what_is_posted_after_a_turn_goes_out_with_the_next() -> None:
+    sent: list[tuple[str, bytes]] = []
+    outbox = Outbox(asyncio.get_running_loop())
+    for data in (b"1", b"2"):
+        outbox.post(Connection(sent, "a"), data)
+        await asyncio.sleep(TURN)
+
+    assert sent == [("a", b"1"), ("a", b"2")]
+
+
+async def test_more_than_it_may_hold_goes_out_at_once_and_once() -> None:
+    sent: list[tuple[str, bytes]] = []
+    outbox = Outbox(asyncio.get_running_loop())
+    piece = b"x" * 100_000
+
+    for _ in range(3):
+        outbox.post(Connection(sent, "a"), piece)
+
+    assert len(sent) == 3
+    await asyncio.sleep(TURN)
+    assert len(sent) == 3
+
+
+async def test_one_that_cannot_be_sent_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    sent: list[tuple[str, bytes]] = []
+    outbox = Outbox(asyncio.get_running_loop())
+
+    outbox.post(Broken(sent, "broken"), b"1")
+    outbox.post(Connection(sent, "a"), b"2")
+    await asyncio.sleep(TURN)
+
+    assert sent == [("a", b"2")]
+    assert "bytes could not be sent" in caplog.text
