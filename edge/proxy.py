@@ -58,6 +58,7 @@ class Proxy:
         self._targets = targets
         self._upstream = upstream
         self._recorder = recorder
+        self._call_soon = asyncio.get_running_loop().call_soon
         self.in_flight = 0
 
     async def serve(self, client: Client) -> None:
@@ -84,7 +85,7 @@ class Proxy:
                 client.cut()
             if call.key is not None and call.said is not None:
                 call.target = call.target or _NOWHERE._replace(path=call.path)
-                self._recorder.record(call)
+                self._call_soon(self._recorder.record, call, time.perf_counter())  # behind the answer's last bytes
                 if self._recorder.crowded:
                     await self._recorder.room()
             elif call.error_code is not None:

@@ -1,7 +1,6 @@
 """Tells a finished call as an event and puts it into the spool. No credential gets past here."""
 
 import logging
-import time
 from typing import TypeVar
 
 import msgspec
@@ -37,9 +36,8 @@ class Recorder:
     async def room(self) -> None:
         await self._spool.room()
 
-    def record(self, call: Call) -> None:
-        """Put a finished call on record."""
-        ended = time.perf_counter()
+    def record(self, call: Call, ended: float) -> None:
+        """Put a call on record that was finished at `ended`."""
         event = self._event(call, ended)
         metrics.count_call(event)
         payload = pack(event)
