@@ -44,6 +44,8 @@ class Peer:
         return await self._reader.readexactly(count)
 
     async def send(self, data: bytes) -> None:
+        if self._writer.is_closing():  # uvloop's transport would say it with a RuntimeError
+            raise ConnectionResetError
         self._writer.write(data)
         await self._writer.drain()
 
