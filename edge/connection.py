@@ -198,9 +198,8 @@ class ClientConnection(asyncio.Protocol):
         self._stops = True
         if self._client is not None:
             self._client.keep = False
-        elif self._transport is not None and not self._waiting:
-            self._front.outbox.flush()
-            self._transport.close()
+        elif not self._waiting:
+            self._close()
 
     def end_call(self) -> None:
         """The server has waited long enough for the call under way: it ends here, and is put on record."""
@@ -283,9 +282,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if visibly:
             reset(self._transport)
-            return
-        self._front.outbox.flush()
-        if self.is_writable:
+        elif self.is_writable:
             self._close()
         else:
             self._transport.abort()
@@ -341,7 +338,7 @@ class ClientConnection(asyncio.Protocol):
             wanted.set_result(None)
 
     def _goes_on(self, client: Client) -> None:
-        """The call is over, its record included: the connection may carry the next one."""
+        """The call is over: the connection may carry the next one."""
         if not self._is_closed and (not client.answered or not client.keep or self._stops):
             self._close()
         else:

@@ -89,7 +89,7 @@ class PoolAnswer:
         self._pieces.append(data)
         self.buffered += len(data)
 
-    def pause(self) -> None:
+    def stop_flow(self) -> None:
         """Whom it flows to has had enough."""
         self.to = None
         self.wake()

@@ -330,7 +330,7 @@ class Connection(asyncio.Protocol):
                 pieces.clear()
                 deadline = self._ends
                 if not to(piece):
-                    answer.pause()
+                    answer.stop_flow()
                 elif (silent := self._now() + self._idle_s) < deadline:
                     deadline = silent  # later than the one before, so the pool need not be told
                 self.deadline = deadline
@@ -392,7 +392,7 @@ class Connection(asyncio.Protocol):
                 raise _Refused(f"status {status}")  # we never ask for an upgrade
             headers.clear()
             return
-        if not wire.is_readable(headers):
+        if not wire.only_chunked(headers):
             raise _Refused("a transfer-encoding beside chunked")
         self._answer = PoolAnswer(self, status, headers.copy())
         headers.clear()

@@ -1,4 +1,4 @@
-"""A request as the bytes of HTTP/1.1, and the few things about an answer's head the parser leaves to us. Pure."""
+"""Heads and requests as the bytes of HTTP/1.1, and the few things about an answer's head the parser leaves to us. Pure."""
 
 from collections.abc import AsyncIterator, Sequence
 
@@ -66,7 +66,7 @@ def content_length(headers: Headers) -> int | None:
     return None if is_chunked else length or 0
 
 
-def is_readable(headers: Headers) -> bool:
+def only_chunked(headers: Headers) -> bool:
     """Has an answer no transfer coding but chunked, once? Another one would reach the client still coded."""
     codings = [value for name, value in headers if len(name) == 17 and name.lower() == b"transfer-encoding"]
     return not codings or (len(codings) == 1 and codings[0].strip().lower() == b"chunked")

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from edge.client import Client
 from edge.connection import ClientConnection, Front
 from edge.deadlines import Deadlines
@@ -69,3 +71,23 @@ async def test_a_slow_reader_of_one_answer_has_all_the_time_for_the_next() -> No
         second = await reader.readuntil(b"second")
     assert head.startswith(b"HTTP/1.1 200 OK")
     assert second.startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("how", ["answered and closed", "cut", "its client has sent its last"])
+async def test_what_waits_for_the_end_of_the_turn_goes_out_before_the_connection_closes(how: str) -> None:
+    async def serve(client: Client) -> None:
+        client.keep = how == "its client has sent its last"
+        client.begin(200, [], b"first", framed=False)  # the turn's first goes at once, what follows waits
+        client.write(b"second")
+        if how == "cut":
+            client.cut()
+        else:
+            client.end()
+
+    async with connection(serve) as (reader, writer):
+        writer.write(CALL)
+        if how == "its client has sent its last":
+            writer.write_eof()
+        received = await reader.read()
+    last = b"" if how == "cut" else b"0\r\n\r\n"
+    assert received.endswith(b"\r\n\r\n5\r\nfirst\r\n6\r\nsecond\r\n" + last)
