@@ -69,7 +69,8 @@ class Edge:
             poll_s=settings.snapshot_poll_s,
         )
         await snapshots.start()
-        upstream = _upstream(settings)
+        outbox = Outbox(asyncio.get_running_loop())
+        upstream = _upstream(settings, outbox)
         proxy = Proxy(
             settings,
             auth=Auth(snapshots, required=settings.auth == "required"),
@@ -85,7 +86,6 @@ class Edge:
         _calm_collector()
         log.info("edge is ready", extra={"spool": spool.folder.name, "keys": len(snapshots.keys or {})})
         try:
-            outbox = Outbox(asyncio.get_running_loop())
             yield Front(proxy.serve, health, settings.bounds, deadlines, connections, outbox)
         finally:
             housekeeping.cancel()
@@ -149,10 +149,10 @@ def _ready(spool: Spool, snapshots: KeySnapshots, settings: EdgeSettings) -> tup
     return 200, b'{"status":"ready"}'
 
 
-def _upstream(settings: EdgeSettings) -> Upstream:
+def _upstream(settings: EdgeSettings, outbox: Outbox) -> Upstream:
     if settings.upstream.client == "httpx" or settings.upstream.proxy_url is not None:
         return StockUpstream(settings.upstream, allowed_networks=settings.allowed_networks)
-    return Pool(settings.upstream, allowed_networks=settings.allowed_networks)
+    return Pool(settings.upstream, allowed_networks=settings.allowed_networks, outbox=outbox)
 
 
 def _calm_collector() -> None:

@@ -298,6 +298,7 @@ class ClientConnection(asyncio.Protocol):
             self.task = self.loop.create_task(self._serve())
         else:
             self._wake()
+        self._front.outbox.expect()
 
     async def _serve(self) -> None:
         front = self._front

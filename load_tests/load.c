@@ -3,11 +3,12 @@
  * One thread, one epoll. Prints {"window":"start"} and {"window":"end"} around the measured seconds, so that a parent
  * can take the server's CPU time over the same window, then one line of JSON with the figures. After the window no call
  * begins; those under way may finish within --drain. In the open loop a call's time begins when it was due, not when a
- * connection was free for it, so waiting counts. SIGINT and SIGTERM end the window early, the figures still come; a
+ * connection was free for it, so waiting counts. With --spread the connections open one by one over so many seconds:
+ * callers of a closed loop that begin together go on arriving together. SIGINT and SIGTERM end the window early, the figures still come; a
  * second one does not wait for the calls under way.
  *
  * usage: load --port P --path /v1/… [--headers FILE] [--body FILE] [--connections 1] [--rate 0] [--warmup 0]
- *             [--seconds 1] [--drain 2] [--timeout 30] [--ids FILE] [--ids-with-time]
+ *             [--spread 0] [--seconds 1] [--drain 2] [--timeout 30] [--ids FILE] [--ids-with-time]
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -66,7 +67,7 @@ typedef struct {
 } Samples;
 
 static int port, n_conns = 1;
-static double rate, warmup_s, seconds = 1, drain_s = 2, timeout_s = 30;
+static double rate, warmup_s, spread_s, seconds = 1, drain_s = 2, timeout_s = 30;
 static char *request;
 static size_t request_len;
 static struct sockaddr_in address;
@@ -496,7 +497,10 @@ static void run(void) {
     now = clock_ns(CLOCK_MONOTONIC);
     start_ns = now + (uint64_t)(warmup_s * 1e9);
     end_ns = start_ns + (uint64_t)(seconds * 1e9);
-    for (int i = 0; i < n_conns; i++) connect_again(&conns[i]);
+    for (int i = 0; i < n_conns; i++) {
+        conns[i].retry_ns = now + (uint64_t)(spread_s * 1e9 * i / n_conns); /* see housekeeping */
+        if (conns[i].retry_ns == now) connect_again(&conns[i]);
+    }
     set_timer();
     for (;;) {
         struct epoll_event events[256];
@@ -563,7 +567,7 @@ int main(int argc, char **argv) {
     const char *path = "/", *headers_file = NULL, *body_file = NULL, *ids_file = NULL;
     static const struct option options[] = {{"port", 1, NULL, 'p'}, {"path", 1, NULL, 'u'}, {"headers", 1, NULL, 'h'},
         {"body", 1, NULL, 'b'}, {"connections", 1, NULL, 'c'}, {"rate", 1, NULL, 'r'}, {"warmup", 1, NULL, 'w'},
-        {"seconds", 1, NULL, 's'}, {"drain", 1, NULL, 'd'}, {"timeout", 1, NULL, 't'}, {"ids", 1, NULL, 'i'},
+        {"spread", 1, NULL, 'e'}, {"seconds", 1, NULL, 's'}, {"drain", 1, NULL, 'd'}, {"timeout", 1, NULL, 't'}, {"ids", 1, NULL, 'i'},
         {"ids-with-time", 0, NULL, 'm'}, {NULL, 0, NULL, 0}};
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (o == 'p') port = atoi(optarg);
@@ -573,6 +577,7 @@ int main(int argc, char **argv) {
         else if (o == 'c') n_conns = atoi(optarg);
         else if (o == 'r') rate = atof(optarg);
         else if (o == 'w') warmup_s = atof(optarg);
+        else if (o == 'e') spread_s = atof(optarg);
         else if (o == 's') seconds = atof(optarg);
         else if (o == 'd') drain_s = atof(optarg);
         else if (o == 't') timeout_s = atof(optarg);

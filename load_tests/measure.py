@@ -29,14 +29,17 @@ class Phase:
     name: str
     connections: int
     stream: bool
+    spread_s: float = 0.0
+    """The callers begin over so long; begun together, they would go on arriving in waves."""
 
 
 PHASES = (
     Phase("one", 1, stream=False),
     Phase("eight", 8, stream=False),
     Phase("busy", 64, stream=False),
-    Phase("streams", 8, stream=True),
-    Phase("many_streams", 128, stream=True),
+    Phase("stream_burst", 8, stream=True),
+    Phase("streams", 8, stream=True, spread_s=0.2),
+    Phase("many_streams", 128, stream=True, spread_s=0.2),
 )
 
 
@@ -78,7 +81,7 @@ def run_window(
     command: list[str | Path] = [programs.load, "--port", str(target.port)]
     command += ["--path", target.stream_path if phase.stream else target.path, "--headers", headers, "--body", body]
     command += ["--connections", str(phase.connections), "--warmup", str(warmup_s), "--seconds", str(seconds)]
-    command += ["--drain", str(DRAIN_S)]
+    command += ["--spread", str(phase.spread_s), "--drain", str(DRAIN_S)]
     with child(command, core=place.cores.client, log=place.folder / "load.log", pipe=True) as load:
         assert load.process.stdout is not None
         _expect_line(load.process.stdout.readline(), "start", load.log)

@@ -286,17 +286,17 @@ class Connection(asyncio.Protocol):
             transport.abort()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
-        if not self.busy:
+        parser = self._parser
+        if not self.busy or parser is None:
             # A server that speaks unasked: the next call must not take this for its answer.
             self.close()
             return
-        assert self._parser is not None
         answer = self._answer
         headed = answer is not None
         if not headed:
             self._head_left -= len(data)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserError as error:
             if not self._ended:
                 self._malformed(error)
@@ -318,8 +318,11 @@ class Connection(asyncio.Protocol):
             waiter = self._waiter
             if waiter is not None and not waiter.done():
                 waiter.set_result(answer)
+                self._owner.outbox.expect()
         if self._ended:
             self._complete(answer)
+            if headed:
+                self._owner.outbox.expect()
         elif self._pieces:
             self._head_left = self._head_bytes
             to = answer.to

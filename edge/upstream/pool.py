@@ -48,6 +48,7 @@ class Pool:
         *,
         allowed_networks: Iterable[Network] = (),
         lookup: Lookup | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self.limits = Limits(
             first_byte_s=settings.first_byte_timeout_s,
@@ -71,7 +72,7 @@ class Pool:
         self._arrivals = count()
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self.outbox = Outbox(self._loop)
+        self.outbox = outbox or Outbox(self._loop)
         self._now = self._loop.time
         self._is_closed = False
 

@@ -47,6 +47,27 @@ async def test_each_turn_has_a_first() -> None:
     assert sent == [("a", b"1"), ("a", b"2")]
 
 
+async def test_what_tasks_write_that_have_been_woken_goes_out_behind_the_last_of_them() -> None:
+    loop = asyncio.get_running_loop()
+    sent: list[tuple[str, bytes]] = []
+    outbox = Outbox(loop)
+
+    async def task(name: str, woken: asyncio.Future[None]) -> None:
+        await woken
+        outbox.post(Connection(sent, name), b"1")
+
+    wakes = [loop.create_future() for _ in range(3)]
+    tasks = [asyncio.create_task(task(name, wake)) for name, wake in zip("abc", wakes, strict=True)]
+    await asyncio.sleep(TURN)
+    for wake in wakes:
+        wake.set_result(None)
+        outbox.expect()
+    await asyncio.sleep(TURN)
+
+    assert sent == [("a", b"1"), ("b", b"1"), ("c", b"1")]
+    await asyncio.gather(*tasks)
+
+
 async def test_more_than_it_may_hold_goes_out_at_once_and_once() -> None:
     sent: list[tuple[str, bytes]] = []
     outbox = Outbox(asyncio.get_running_loop())

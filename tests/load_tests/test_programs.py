@@ -120,6 +120,12 @@ def test_streams_are_counted_whole_with_every_chunk_timed(made: Programs, mock: 
     assert figures["chunk_latency_us"]["n"] >= 5 * figures["ok"] > 0
 
 
+def test_callers_that_are_spread_begin_one_by_one(made: Programs, mock: int, tmp_path: Path) -> None:
+    figures = load(made, mock, tmp_path, CALL, "--connections", "4", "--spread", "40", "--seconds", "0.2")
+
+    assert figures["connects"] == 1
+
+
 def test_the_open_loop_makes_the_calls_that_are_due_and_no_more(made: Programs, mock: int, tmp_path: Path) -> None:
     figures = load(made, mock, tmp_path, CALL, "--connections", "8", "--rate", "200", "--seconds", "0.5")
 
