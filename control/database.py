@@ -86,6 +86,9 @@ class Database:
         self._settings = shared.database
         self._timeout_s = timeout_s
         self.engine: AsyncEngine = _engine(self._url, self._settings, timeout_s)
+        self._opened: set[Any] = set()  # SQLite's connections, as aiosqlite has them
+        if self.engine.dialect.name == "sqlite":
+            _speak_sqlite(self.engine, self._opened)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -138,7 +141,10 @@ class Database:
             await connection.run_sync(_upgrade)
 
     async def close(self) -> None:
+        """Close every connection, those too that SQLAlchemy lost sight of when a timeout fell into their opening."""
         await self.engine.dispose()
+        while self._opened:
+            await self._opened.pop().close()
 
 
 def database_url(settings: SharedSettings) -> str:
@@ -200,20 +206,25 @@ def _engine(url: str, settings: DatabaseSettings, timeout_s: float) -> AsyncEngi
     if url.startswith(postgres.SCHEME):
         connect = postgres.connector(url, settings)
         return create_async_engine(postgres.SCHEME, async_creator=connect, pool_pre_ping=True, **pool)
-    engine = create_async_engine(url, connect_args={"timeout": settings.statement_timeout_s}, **pool)
-    _speak_sqlite(engine)
-    return engine
+    return create_async_engine(url, connect_args={"timeout": settings.statement_timeout_s}, **pool)
 
 
-def _speak_sqlite(engine: AsyncEngine) -> None:
+def _speak_sqlite(engine: AsyncEngine, opened: set[Any]) -> None:
+    """`opened` is kept up to date: the connections that are open."""
+
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
+        opened.add(connection.driver_connection)
         # Python's sqlite3 begins transactions by habits of its own; SQLAlchemy's `begin` below does it instead.
         connection.isolation_level = None
         cursor = connection.cursor()
         for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+
+    @event.listens_for(engine.sync_engine, "close")
+    def closed(connection: Any, _record: Any) -> None:
+        opened.discard(connection.driver_connection)
 
     @event.listens_for(engine.sync_engine, "begin")
     def begun(connection: Connection) -> None:

@@ -37,8 +37,7 @@ PHASES = (
     Phase("one", 1, stream=False),
     Phase("eight", 8, stream=False),
     Phase("busy", 64, stream=False),
-    Phase("stream_burst", 8, stream=True),
-    Phase("streams", 8, stream=True, spread_s=0.2),
+    Phase("streams", 8, stream=True),
     Phase("many_streams", 128, stream=True, spread_s=0.2),
 )
 

@@ -58,11 +58,10 @@ ROWS = (
     Row("p99_us", "one at a time: p99, µs"),
     Row("added_p50", "  added p50, in p50s of direct", 1, at_most(25)),
     Row("added_p99", "  added p99, in p50s of direct", 1, at_most(45)),
-    Row("first_byte_us", "8 streams at once: first byte p50, µs"),
+    Row("first_byte_us", "8 streams: first byte p50, µs"),
     Row("added_first_byte", "  added, in p50s of direct", 1, at_most(60)),
-    Row("burst_chunk_p99_us", "8 streams at once: a chunk's way p99, µs"),
-    Row("chunk_p50_us", "8 streams one by one: its way p50, µs"),
-    Row("chunk_p99_us", "8 streams one by one: its way p99, µs", 0, at_most(1000)),
+    Row("chunk_p50_us", "8 streams: a chunk's way p50, µs"),
+    Row("chunk_p99_us", "8 streams: a chunk's way p99, µs", 0, at_most(1000)),
     Row("chunks_per_s", "128 streams: chunks/s (offered: 32,000)", 0, at_least(30_000)),
     Row("client_gone_ms", "client gone → upstream closed, ms (500: never)", 1, at_most(10)),
     Row("rss_mb", "memory (RSS of the tree), MB", 0, at_most(150), steady=True),
@@ -81,13 +80,11 @@ def window_figures(windows: Iterable[Window]) -> Figures:
             figures["cpu_us"] = busy.cpu_s / busy.figures["ok"] * 1e6
     if (one := by_phase.get("one")) and (latency := one.figures["latency_us"]):
         figures["p50_us"], figures["p99_us"] = latency["p50"], latency["p99"]
-    if burst := by_phase.get("stream_burst"):
-        if first_byte := burst.figures["first_byte_us"]:
+    if streams := by_phase.get("streams"):
+        if first_byte := streams.figures["first_byte_us"]:
             figures["first_byte_us"] = first_byte["p50"]
-        if chunk := burst.figures["chunk_latency_us"]:
-            figures["burst_chunk_p99_us"] = chunk["p99"]
-    if (streams := by_phase.get("streams")) and (chunk := streams.figures["chunk_latency_us"]):
-        figures["chunk_p50_us"], figures["chunk_p99_us"] = chunk["p50"], chunk["p99"]
+        if chunk := streams.figures["chunk_latency_us"]:
+            figures["chunk_p50_us"], figures["chunk_p99_us"] = chunk["p50"], chunk["p99"]
     if many := by_phase.get("many_streams"):
         figures["chunks_per_s"] = many.figures["chunks_per_s"]
     return figures
