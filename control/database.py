@@ -141,7 +141,7 @@ class Database:
             await connection.run_sync(_upgrade)
 
     async def close(self) -> None:
-        """Close every connection, those too that SQLAlchemy lost sight of when a timeout fell into their opening."""
+        """Close every connection, one too that is just being given back: `dispose` does not wait for it."""
         await self.engine.dispose()
         while self._opened:
             await self._opened.pop().close()

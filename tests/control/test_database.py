@@ -8,11 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from control import postgres as driver
 from control.database import MIGRATION_LOCK, Database, database_url
@@ -154,22 +153,19 @@ async def test_work_waits_for_a_connection_no_longer_than_it_may(offline: Shared
     await database.close()
 
 
-async def test_a_connection_whose_opening_was_cut_short_is_closed_with_the_others(tmp_path: Path) -> None:
+async def test_a_connection_that_is_just_being_given_back_is_closed_with_the_others(tmp_path: Path) -> None:
     database = Database(SharedSettings(data_dir=tmp_path), timeout_s=1)
-    opened: list[Any] = []
+    connection = await database.engine.connect()
+    opened = (await connection.get_raw_connection()).driver_connection
+    assert opened is not None
 
-    @event.listens_for(database.engine.sync_engine, "connect")
-    def connected(connection: Any, _record: Any) -> None:
-        opened.append(connection.driver_connection)
-        raise TimeoutError
-
-    with pytest.raises(DatabaseDown):
-        async with database.reading():
-            pass
+    giving_back = asyncio.create_task(connection.close())  # as one does whose time was over while it gave back
+    await asyncio.sleep(0)
     await database.close()
+    await giving_back
 
     with pytest.raises(ValueError, match="no active connection"):
-        await opened[0].execute("SELECT 1")
+        await opened.execute("SELECT 1")
 
 
 async def test_a_change_waits_for_anothers_lock_no_longer_than_a_statement_may(offline: SharedSettings) -> None:
