@@ -4,8 +4,8 @@
  * can take the server's CPU time over the same window, then one line of JSON with the figures. After the window no call
  * begins; those under way may finish within --drain. In the open loop a call's time begins when it was due, not when a
  * connection was free for it, so waiting counts. With --spread the connections open one by one over so many seconds:
- * callers of a closed loop that begin together go on arriving together. SIGINT and SIGTERM end the window early, the figures still come; a
- * second one does not wait for the calls under way.
+ * callers of a closed loop that begin together go on arriving together. SIGINT and SIGTERM end the window early, the
+ * figures still come; a second one does not wait for the calls under way.
  *
  * usage: load --port P --path /v1/… [--headers FILE] [--body FILE] [--connections 1] [--rate 0] [--warmup 0]
  *             [--spread 0] [--seconds 1] [--drain 2] [--timeout 30] [--ids FILE] [--ids-with-time]
@@ -567,8 +567,8 @@ int main(int argc, char **argv) {
     const char *path = "/", *headers_file = NULL, *body_file = NULL, *ids_file = NULL;
     static const struct option options[] = {{"port", 1, NULL, 'p'}, {"path", 1, NULL, 'u'}, {"headers", 1, NULL, 'h'},
         {"body", 1, NULL, 'b'}, {"connections", 1, NULL, 'c'}, {"rate", 1, NULL, 'r'}, {"warmup", 1, NULL, 'w'},
-        {"spread", 1, NULL, 'e'}, {"seconds", 1, NULL, 's'}, {"drain", 1, NULL, 'd'}, {"timeout", 1, NULL, 't'}, {"ids", 1, NULL, 'i'},
-        {"ids-with-time", 0, NULL, 'm'}, {NULL, 0, NULL, 0}};
+        {"spread", 1, NULL, 'e'}, {"seconds", 1, NULL, 's'}, {"drain", 1, NULL, 'd'}, {"timeout", 1, NULL, 't'},
+        {"ids", 1, NULL, 'i'}, {"ids-with-time", 0, NULL, 'm'}, {NULL, 0, NULL, 0}};
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (o == 'p') port = atoi(optarg);
         else if (o == 'u') path = optarg;
