@@ -5,6 +5,7 @@ Exit code 0 when the run was made, whatever the verdicts; 1 when it could not be
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -59,14 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
     parser.add_argument("--rounds", type=int, choices=range(1, 21), metavar="1…20", default=3, help="rounds (3)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a measured window, s (2)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="length of a measured window, s (2); at most 0.5 where a p99 is sought",
+    )
     parser.add_argument(
         "--tries",
         type=int,
         choices=range(1, 21),
         metavar="1…20",
         default=6,
-        help="windows at most, until one is calm (6)",
+        help="windows at most, until one is calm (6); of half a second as many more",
     )
     parser.add_argument("--only", metavar="NAME,…", help=f"some of {', '.join(CANDIDATES)}; direct is always measured")
     parser.add_argument("--quick", action="store_true", help="one round of half-second windows: does it all work?")
@@ -158,12 +164,12 @@ def measure(
     made: Programs, place: Place, target: Target, options: argparse.Namespace, *, with_streams: bool
 ) -> tuple[list[Window], table.Figures, int]:
     """One candidate's windows of one round, their figures, and how many windows were set aside for calmer ones."""
-    length = {"warmup_s": options.seconds / 2, "seconds": options.seconds}
-    found = [
-        calmest(partial(run_window, made, place, target, phase, **length), options.tries)
-        for phase in PHASES
-        if with_streams or not phase.stream
-    ]
+    found = []
+    for phase in PHASES:
+        if with_streams or not phase.stream:
+            seconds = min(options.seconds, phase.longest_s)
+            window = partial(run_window, made, place, target, phase, warmup_s=seconds / 2, seconds=seconds)
+            found.append(calmest(window, options.tries * math.ceil(options.seconds / seconds)))
     windows = [window for window, _ in found]
     figures = table.window_figures(windows)
     if target.child:
