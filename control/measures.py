@@ -381,16 +381,16 @@ def _quantiles(values: Any) -> dict[str, float] | None:
 
 
 _RANK_RAW = {
-    "requests": "toInt64(count())",
-    "cost": "sum(toDecimal128(ifNull(cost_usd, 0), 10))",
-    "tokens": "toInt64(sum(ifNull(toUInt64(input_tokens), 0) + ifNull(toUInt64(output_tokens), 0)))",
-    "last_seen": "toUnixTimestamp64Milli(max(created_at))",
+    "requests": "toInt64(1)",
+    "cost": "toDecimal128(ifNull(cost_usd, 0), 10)",
+    "tokens": "toInt64(ifNull(toUInt64(input_tokens), 0) + ifNull(toUInt64(output_tokens), 0))",
+    "last_seen": "toUnixTimestamp64Milli(created_at)",
 }
 _RANK_ROLLED = {
-    "requests": "toInt64(sum(requests))",
-    "cost": "sum(cost_usd)",
-    "tokens": "toInt64(ifNull(sum(input_tokens), 0) + ifNull(sum(output_tokens), 0))",
-    "last_seen": "toUnixTimestamp64Milli(max(last_seen))",
+    "requests": "toInt64(requests)",
+    "cost": "cost_usd",
+    "tokens": "toInt64(ifNull(input_tokens, 0) + ifNull(output_tokens, 0))",
+    "last_seen": "toUnixTimestamp64Milli(last_seen)",
 }
 
 
@@ -416,22 +416,19 @@ async def rank_hashes(
             selects.append(
                 f"SELECT cityHash64({kind}_id) AS h, {_RANK_RAW[rank]} AS r FROM requests "
                 f"WHERE {PROJECT} AND {query.between('created_at', part.range)}"
-                f"{conditions(filters, query)}{where}{also} GROUP BY h"
+                f"{conditions(filters, query)}{where}{also}"
             )
         else:
             users = _rolled_conditions(query, Asked((), None, filters), "users") if of == "users" else ""
             selects.append(
                 f"SELECT {kind}_hash AS h, {_RANK_ROLLED[rank]} AS r FROM {part.table.name} WHERE {PROJECT} "
-                f"AND {query.between_buckets(part.table.column, part.range)}{users}{rolled_where} GROUP BY h"
+                f"AND {query.between_buckets(part.table.column, part.range)}{users}{rolled_where}"
             )
-    merged = "max(r)" if rank == "last_seen" else "sum(r)"
-    inner = (
-        f"SELECT h, {merged} AS total FROM ({' UNION ALL '.join(selects)}) GROUP BY h"
-        if len(selects) > 1
-        else selects[0].replace(" AS r ", " AS total ", 1)
-    )
+    # Grouped once, over all stretches: each grouped by itself first would be grouped twice.
+    total = "max(r)" if rank == "last_seen" else "sum(r)"
     bounds = f"LIMIT {query.bind('UInt32', limit)} OFFSET {query.bind('UInt32', offset)}"
-    rows = await store.rows(query, f"SELECT h FROM ({inner}) ORDER BY total DESC, h {bounds}", name=f"rank_{of}")
+    sql = f"SELECT h FROM ({' UNION ALL '.join(selects)}) GROUP BY h ORDER BY {total} DESC, h {bounds}"
+    rows = await store.rows(query, sql, name=f"rank_{of}")
     return [row[0] for row in rows]
 
 
