@@ -5,7 +5,6 @@ Exit code 0 when the run was made, whatever the verdicts; 1 when it could not be
 
 import argparse
 import json
-import math
 import os
 import platform
 import random
@@ -72,7 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=range(1, 21),
         metavar="1…20",
         default=6,
-        help="windows at most, until one is calm (6); of half a second as many more",
+        help="windows at most, until one is calm (6); of shorter ones as many more",
     )
     parser.add_argument("--only", metavar="NAME,…", help=f"some of {', '.join(CANDIDATES)}; direct is always measured")
     parser.add_argument("--quick", action="store_true", help="one round of half-second windows: does it all work?")
@@ -167,9 +166,9 @@ def measure(
     found = []
     for phase in PHASES:
         if with_streams or not phase.stream:
-            seconds = min(options.seconds, phase.longest_s)
+            seconds, tries = phase.windows(options.seconds, options.tries)
             window = partial(run_window, made, place, target, phase, warmup_s=seconds / 2, seconds=seconds)
-            found.append(calmest(window, options.tries * math.ceil(options.seconds / seconds)))
+            found.append(calmest(window, tries))
     windows = [window for window, _ in found]
     figures = table.window_figures(windows)
     if target.child:

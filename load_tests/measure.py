@@ -33,8 +33,13 @@ class Phase:
     spread_s: float = 0.0
     """The callers begin over so long; begun together, they would go on arriving in waves."""
     longest_s: float = math.inf
-    """No window of it is longer; it has as many more tries. Where a p99 is sought, a hundredth of the time stolen is all of
-    it, and half a second in which nothing is stolen is found sooner than two."""
+    """No window of it is longer. A p99 shows nothing but the hypervisor where a hundredth of the time is stolen, and half a
+    second in which nothing is stolen is found sooner than two."""
+
+    def windows(self, seconds: float, tries: int) -> tuple[float, int]:
+        """Length of a window in seconds, and how many there may be: of shorter ones as many more."""
+        shorter = min(seconds, self.longest_s)
+        return shorter, tries * math.ceil(seconds / shorter)
 
 
 PHASES = (

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from load_tests import table
-from load_tests.measure import Window, calmest, problem_of
+from load_tests.measure import Phase, Window, calmest, problem_of
 
 
 def window(
@@ -115,6 +115,12 @@ def test_the_first_calm_window_counts_and_no_further_one_is_looked_for() -> None
     counts, set_aside = calmest(lambda: next(seen), tries=6)
 
     assert (counts.figures["rps"], set_aside) == (1.0, 1)
+
+
+def test_a_phase_with_shorter_windows_has_as_many_more_tries() -> None:
+    assert Phase("busy", 64, stream=False).windows(2.0, tries=6) == (2.0, 6)
+    assert Phase("streams", 8, stream=True, longest_s=0.5).windows(2.0, tries=6) == (0.5, 24)
+    assert Phase("streams", 8, stream=True, longest_s=0.5).windows(0.2, tries=1) == (0.2, 1)
 
 
 def test_where_none_is_calm_the_calmest_counts_whatever_its_figures() -> None:
