@@ -7,7 +7,7 @@ import pytest
 
 from control import models
 from control.filters import Filters
-from control.measures import Asked, choose, parts
+from control.measures import WEEK_MS, Asked, choose, parts
 from control.scope import Range
 from tests.control.world import DAY_MS, HOUR_MS, NOW_MS, World
 
@@ -271,6 +271,27 @@ async def test_users_and_sessions_are_ranked_with_what_they_used(world: World) -
         assert [s.session_id for s in page.sessions] == names, query
     recent = (await client.get(f"/v1/users?start={NOW_MS - DAY_MS}")).json()["users"]
     assert [u["requests"] for u in recent] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sort", "first"), [("requests", "ann"), ("cost", "ann"), ("tokens", "ann"), ("last_seen", "ben")]
+)
+async def test_who_comes_first_is_told_by_all_stretches_of_the_range_together(
+    world: World, sort: str, first: str
+) -> None:
+    start = (NOW_MS // WEEK_MS - 3) * WEEK_MS - 60 * HOUR_MS
+    stretches = parts("users", Range(start, NOW_MS), now_ms=NOW_MS)
+    assert [part.table.name for part in stretches] == ["requests", "users_by_day", "users_by_week"]
+    for part, most in zip(stretches, ("cid", "dan", "ben"), strict=True):
+        # In each stretch somebody has more than ann, who has most of all three.
+        users = [*["ann"] * 2, *[most] * 3]
+        world.store(
+            [world.request(created_ms=part.range.start_ms + 60_000 + i, user_id=user) for i, user in enumerate(users)]
+        )
+    client = await world.client()
+    users = (await client.get(f"/v1/users?sort={sort}&start={start}")).json()["users"]
+    assert users[0]["user_id"] == first
+    assert {user["user_id"]: user["requests"] for user in users} == {"ann": 6, "ben": 3, "cid": 3, "dan": 3}
 
 
 @pytest.fixture
