@@ -1,29 +1,24 @@
 """Numbers over time and by group, from the rollup that knows the question, else from the requests themselves (raw).
 
-A rollup answers for whole buckets; what sticks out at the ends of the range is read from the next narrower one, at last
-raw, and merged in, so every source gives the same numbers. Quantiles are t-digests, which only the rollups by minute,
-hour and day have.
+The range's stretches (`control/stretches.py`) are read and merged in one query, so every source gives the same numbers.
+Quantiles are t-digests, which only the rollups by minute, hour and day have.
 """
 # ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any
 
 import msgspec
 
 from control.errors import BadRequest
 from control.filters import BY_HOUR, PROPERTY, Filters, conditions, rolled_conditions
+from control.ranking import Rank, rank_hashes, user_condition
 from control.rows import money
 from control.scope import DAY_MS, HOUR_MS, PROJECT, Query, Range, iso
 from control.store import Row, Store
+from control.stretches import MINUTE_MS, Asked, Part, Source, choose, parts
 from control.updates import updated_properties
 
-Source = Literal["raw", "minute", "hour", "keys", "users", "sessions", "properties", "property_models"]
-Rank = Literal["requests", "cost", "tokens", "last_seen"]
-RANKS: tuple[str, ...] = get_args(Rank)
-
-MINUTE_MS = 60_000
-WEEK_MS = 7 * DAY_MS
 GROUPS_MAX = 3
 BUCKETS_MAX = 5000
 ROWS_MAX = 50_000
@@ -45,7 +40,6 @@ _RAW = {
     "error_code": "toString(error_code)",
 }
 _ROLLED = {name: _RAW[name] for name in ("model", "provider", "outcome", "key", "user")} | {"status": "status"}
-_BY_KEY = {"key", "model", "provider"}
 GROUPS: tuple[str, ...] = (*_RAW, "time", PROPERTY + "<name>")
 
 SUMS = (
@@ -74,106 +68,11 @@ _ROLLED_QUANTILES = (
 _BUCKET = re.compile(r"([1-9][0-9]{0,3})(m|h|d)")
 
 
-class Table(msgspec.Struct, frozen=True):
-    """Where rows of one width in time are kept."""
-
-    name: str
-    column: str
-    """Of its time."""
-    width_ms: int
-
-
-_REQUESTS = Table("requests", "created_at", 1)
-_TABLES: dict[Source, tuple[Table, ...]] = {
-    "raw": (),
-    "minute": (Table("requests_by_minute", "minute", MINUTE_MS),),
-    "hour": (Table("requests_by_day", "day", DAY_MS), Table("requests_by_hour", "hour", HOUR_MS)),
-    "keys": (Table("keys_by_hour", "hour", HOUR_MS),),
-    "users": (Table("users_by_week", "week", WEEK_MS), Table("users_by_day", "day", DAY_MS)),
-    "sessions": (Table("sessions_by_day", "day", DAY_MS),),
-    "properties": (Table("properties_by_hour", "hour", HOUR_MS),),
-    "property_models": (Table("property_models_by_day", "day", DAY_MS),),
-}
-"""The widest first."""
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """What a metric is asked for."""
-
-    groups: tuple[str, ...]
-    """Beside time."""
-    bucket_ms: int | None
-    filters: Filters
-    quantiles: bool | None = None
-    """None: where the source has them."""
-
-
-class Part(msgspec.Struct, frozen=True):
-    """A stretch of the range and where it is read."""
-
-    source: Source
-    range: Range
-    table: Table = _REQUESTS
-
-
 class Answer(msgspec.Struct):
     source: Source
     range: Range
     rows: list[dict[str, Any]]
     truncated: bool
-
-
-def choose(asked: Asked, range_: Range) -> Source:
-    """The cheapest source that knows every group and filter, keeps the bucket, and covers enough of the range to pay."""
-    span = range_.end_ms - range_.start_ms
-    bucket = asked.bucket_ms
-    fields = asked.filters.fields | set(asked.groups)
-    minutes, hours, days = (bucket is None or bucket % width == 0 for width in (MINUTE_MS, HOUR_MS, DAY_MS))
-    if fields <= BY_HOUR:
-        if span >= DAY_MS and hours:
-            return "hour"
-        return "minute" if span >= 6 * HOUR_MS and minutes else "raw"
-    if asked.quantiles:
-        return "raw"
-    if fields <= _BY_KEY and span > DAY_MS and hours:
-        return "keys"
-    if fields <= {"user", "user_id"} and span >= 3 * DAY_MS and days:
-        return "users"
-    properties = {field for field in fields if field.startswith(PROPERTY)}
-    if len(properties) == 1 and "" not in next(iter(asked.filters.properties.values()), []):
-        if fields == properties and span >= 6 * HOUR_MS and hours:
-            return "properties"
-        if fields - properties == {"model"} and span >= 3 * DAY_MS and days:
-            return "property_models"
-    return "raw"
-
-
-def parts(source: Source, range_: Range, *, now_ms: int, bucket_ms: int | None = None) -> list[Part]:
-    """The range in stretches: whole buckets from the source's widest table, the ends from the next narrower, at last raw.
-
-    The bucket that is now is whole when the range reaches up to now.
-    """
-    tables = [table for table in _TABLES[source] if bucket_ms is None or bucket_ms % table.width_ms == 0]
-    return _cut(source, tables, range_, now_ms)
-
-
-def _cut(source: Source, tables: list[Table], range_: Range, now_ms: int) -> list[Part]:
-    if range_.start_ms >= range_.end_ms:
-        return []
-    if not tables:
-        return [Part("raw", range_)]
-    table, *narrower = tables
-    width = table.width_ms
-    start = -(-range_.start_ms // width) * width
-    end = range_.end_ms if range_.end_ms < now_ms else range_.end_ms + width - 1
-    end = end // width * width
-    if start >= end:
-        return _cut(source, narrower, range_, now_ms)
-    return [
-        *_cut(source, narrower, Range(range_.start_ms, start), now_ms),
-        Part(source, Range(start, end), table),
-        *_cut(source, narrower, Range(end, range_.end_ms), now_ms),
-    ]
 
 
 async def measure(store: Store, query: Query, asked: Asked, *, now_ms: int, limit: int, rank: Rank) -> Answer:
@@ -320,12 +219,7 @@ def _property_present(query: Query, name: str, updated: frozenset[str]) -> str:
 def _rolled_conditions(query: Query, asked: Asked, source: Source) -> str:
     filters = asked.filters
     if source == "users":
-        names = filters.exact.get("user_id")
-        if not names:
-            return ""
-        bound = query.bind("Array(String)", names)
-        # As a subquery: a lambda here keeps ClickHouse from using the order of the table.
-        return f" AND user_hash IN (SELECT cityHash64(arrayJoin({bound}))) AND user_id IN {bound}"
+        return user_condition(query, filters)
     condition = ""
     if source in ("properties", "property_models"):
         (name,) = {
@@ -378,58 +272,6 @@ def _quantiles(values: Any) -> dict[str, float] | None:
     if not values or values[0] is None or values[0] != values[0]:
         return None
     return {name: round(float(value), 1) for name, value in zip(QUANTILES, values, strict=True)}
-
-
-_RANK_RAW = {
-    "requests": "toInt64(1)",
-    "cost": "toDecimal128(ifNull(cost_usd, 0), 10)",
-    "tokens": "toInt64(ifNull(toUInt64(input_tokens), 0) + ifNull(toUInt64(output_tokens), 0))",
-    "last_seen": "toUnixTimestamp64Milli(created_at)",
-}
-_RANK_ROLLED = {
-    "requests": "toInt64(requests)",
-    "cost": "cost_usd",
-    "tokens": "toInt64(ifNull(input_tokens, 0) + ifNull(output_tokens, 0))",
-    "last_seen": "toUnixTimestamp64Milli(last_seen)",
-}
-
-
-async def rank_hashes(
-    store: Store,
-    query: Query,
-    of: Literal["users", "sessions"],
-    stretches: list[Part],
-    filters: Filters,
-    *,
-    rank: Rank,
-    limit: int,
-    offset: int,
-    where: str = "",
-    rolled_where: str = "",
-) -> list[int]:
-    """Who comes first, by hash: a third of the work of ranking by name."""
-    kind = of.removesuffix("s")
-    selects = []
-    for part in stretches:
-        if part.source == "raw":
-            also = f" AND {kind}_id != ''" if of == "sessions" else ""
-            selects.append(
-                f"SELECT cityHash64({kind}_id) AS h, {_RANK_RAW[rank]} AS r FROM requests "
-                f"WHERE {PROJECT} AND {query.between('created_at', part.range)}"
-                f"{conditions(filters, query)}{where}{also}"
-            )
-        else:
-            users = _rolled_conditions(query, Asked((), None, filters), "users") if of == "users" else ""
-            selects.append(
-                f"SELECT {kind}_hash AS h, {_RANK_ROLLED[rank]} AS r FROM {part.table.name} WHERE {PROJECT} "
-                f"AND {query.between_buckets(part.table.column, part.range)}{users}{rolled_where}"
-            )
-    # Grouped once, over all stretches: each grouped by itself first would be grouped twice.
-    total = "max(r)" if rank == "last_seen" else "sum(r)"
-    bounds = f"LIMIT {query.bind('UInt32', limit)} OFFSET {query.bind('UInt32', offset)}"
-    sql = f"SELECT h FROM ({' UNION ALL '.join(selects)}) GROUP BY h ORDER BY {total} DESC, h {bounds}"
-    rows = await store.rows(query, sql, name=f"rank_{of}")
-    return [row[0] for row in rows]
 
 
 def read_bucket(text: str, range_: Range) -> int:

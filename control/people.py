@@ -4,10 +4,12 @@
 from typing import Any, Literal
 
 from control.filters import Filters
-from control.measures import RAW_SUMS, SUMS, Part, Rank, Source, parts, rank_hashes, sums_shape
+from control.measures import RAW_SUMS, SUMS, sums_shape
+from control.ranking import Rank, rank_hashes
 from control.rows import as_text
 from control.scope import DAY_MS, PROJECT, Query, Range, iso
 from control.store import Store
+from control.stretches import Part, Source, parts
 
 Kind = Literal["users", "sessions"]
 

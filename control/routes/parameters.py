@@ -11,7 +11,7 @@ from control import models
 from control.auth import Caller, identify, require
 from control.errors import BadRequest
 from control.filters import NAMES, OUTCOMES, Filters, read_filters
-from control.measures import RANKS, Rank
+from control.ranking import RANKS, Rank
 from control.scope import Range, iso, read_range
 from control.services import Services, services_of
 from schemas.keys import Permission

@@ -9,7 +9,8 @@ from control import models, people
 from control.auth import Caller
 from control.errors import BadRequest
 from control.filters import Filters
-from control.measures import GROUPS, RANKS, Asked, measure, read_bucket, read_groups
+from control.measures import GROUPS, measure, read_bucket, read_groups
+from control.ranking import RANKS
 from control.routes.parameters import (
     ERRORS,
     FILTER_PARAMETERS,
@@ -27,6 +28,7 @@ from control.routes.parameters import (
 )
 from control.scope import Query as ScopedQuery
 from control.services import services_of
+from control.stretches import Asked
 from control.web import Json
 
 router = APIRouter(tags=["sums"])

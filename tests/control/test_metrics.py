@@ -7,8 +7,8 @@ import pytest
 
 from control import models
 from control.filters import Filters
-from control.measures import WEEK_MS, Asked, choose, parts
 from control.scope import Range
+from control.stretches import WEEK_MS, Asked, choose, parts
 from tests.control.world import DAY_MS, HOUR_MS, NOW_MS, World
 
 MONTH = Range(0, 30 * DAY_MS)
