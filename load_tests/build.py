@@ -76,7 +76,8 @@ def litellm() -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)], cwd=HERE)
         pip = [str(folder / "bin/pip"), "install", "--quiet", "--disable-pip-version-check"]
-        _run([*pip, "--require-hashes", "-r", str(lock)], cwd=HERE)
+        # The lock is whole. Older pips refuse a package that another wants with an extra, hash or not.
+        _run([*pip, "--no-deps", "--require-hashes", "-r", str(lock)], cwd=HERE)
         _mark_made(folder, lock)
     return folder / "bin/litellm"
 
