@@ -1,7 +1,7 @@
 """Numbers over time and by group, from the rollup that knows the question, else from the requests themselves (raw).
 
 The range's stretches (`control/stretches.py`) are read and merged in one query, so every source gives the same numbers.
-Quantiles are t-digests, which only the rollups by minute, hour and day have.
+Quantiles are t-digests, which only the rollups by minute, hour and day, and the hours' totals, have.
 """
 # ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 
@@ -56,6 +56,7 @@ RAW_SUMS = (
     "countIf(isNotNull(cost_usd)) AS n_known_cost",
     "sum(toDecimal128(ifNull(cost_usd, 0), 10)) AS n_cost_usd",
 )
+_WITH_QUANTILES: tuple[Source, ...] = ("raw", "minute", "hour", "totals")
 _ROLLED_COST = "sum(cost_usd) AS n_cost_usd"
 _RAW_QUANTILES = (
     f"quantilesTDigestState({_LEVELS})(latency_ms) AS n_latency_ms",
@@ -84,7 +85,7 @@ async def measure(store: Store, query: Query, asked: Asked, *, now_ms: int, limi
         source = "raw"
     stretches = parts(source, query.range, now_ms=now_ms, bucket_ms=asked.bucket_ms)
     source = next((part.source for part in stretches if part.source != "raw"), "raw")
-    with_quantiles = source in ("raw", "minute", "hour") and asked.quantiles is not False
+    with_quantiles = source in _WITH_QUANTILES and asked.quantiles is not False
     if source == "raw" and asked.quantiles is None and not asked.filters.fields | set(asked.groups) <= BY_HOUR:
         # Unasked-for quantiles over many users or values would cost more than all the rest.
         with_quantiles = query.range.end_ms - query.range.start_ms <= DAY_MS

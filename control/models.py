@@ -198,7 +198,7 @@ class MetricRow(BaseModel):
 
 
 class Metrics(Shape):
-    source: Literal["raw", "minute", "hour", "keys", "users", "properties", "property_models"] = Field(
+    source: Literal["raw", "minute", "hour", "totals", "keys", "users", "properties", "property_models"] = Field(
         description="the rollup most of the range was read from; its ragged ends are always raw"
     )
     bucket: str | None = Field(examples=["1h"], description="width of `time`, in seconds with an s")

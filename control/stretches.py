@@ -11,7 +11,7 @@ import msgspec
 from control.filters import BY_HOUR, PROPERTY, Filters
 from control.scope import DAY_MS, HOUR_MS, Range
 
-Source = Literal["raw", "minute", "hour", "keys", "users", "sessions", "properties", "property_models"]
+Source = Literal["raw", "minute", "hour", "totals", "keys", "users", "sessions", "properties", "property_models"]
 
 MINUTE_MS = 60_000
 WEEK_MS = 7 * DAY_MS
@@ -32,6 +32,7 @@ _TABLES: dict[Source, tuple[Table, ...]] = {
     "raw": (),
     "minute": (Table("requests_by_minute", "minute", MINUTE_MS),),
     "hour": (Table("requests_by_day", "day", DAY_MS), Table("requests_by_hour", "hour", HOUR_MS)),
+    "totals": (Table("totals_by_hour", "hour", HOUR_MS),),
     "keys": (Table("keys_by_hour", "hour", HOUR_MS),),
     "users": (Table("users_by_week", "week", WEEK_MS), Table("users_by_day", "day", DAY_MS)),
     "sessions": (Table("sessions_by_day", "day", DAY_MS),),
@@ -68,7 +69,7 @@ def choose(asked: Asked, range_: Range) -> Source:
     minutes, hours, days = (bucket is None or bucket % width == 0 for width in (MINUTE_MS, HOUR_MS, DAY_MS))
     if fields <= BY_HOUR:
         if span >= DAY_MS and hours:
-            return "hour"
+            return "hour" if fields else "totals"
         return "minute" if span >= 6 * HOUR_MS and minutes else "raw"
     if asked.quantiles:
         return "raw"

@@ -20,6 +20,7 @@ _TTL = {
     "requests_by_minute": ("minute", "rollup_days"),
     "requests_by_hour": ("hour", "rollup_days"),
     "requests_by_day": ("day", "rollup_days"),
+    "totals_by_hour": ("hour", "rollup_days"),
     "users_by_day": ("day", "rollup_days"),
     "users_by_week": ("week", "rollup_days"),
     "sessions_by_day": ("day", "rollup_days"),

@@ -21,6 +21,7 @@ ROLLUPS = {
     "requests_by_minute": "FROM requests",
     "requests_by_hour": "FROM requests",
     "requests_by_day": "FROM requests",
+    "totals_by_hour": "FROM requests",
     "keys_by_hour": "FROM requests",
     "users_by_day": "FROM requests",
     "users_by_week": "FROM requests",

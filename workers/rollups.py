@@ -26,7 +26,11 @@ class _Unit(NamedTuple):
 
 
 _UNITS = (
-    _Unit(3_600_000, "toStartOfHour", (("requests_by_minute", "minute"), ("requests_by_hour", "hour"))),
+    _Unit(
+        3_600_000,
+        "toStartOfHour",
+        (("requests_by_minute", "minute"), ("requests_by_hour", "hour"), ("totals_by_hour", "hour")),
+    ),
     _Unit(86_400_000, "toStartOfDay", (("requests_by_day", "day"),)),
 )
 _COUNTED = """

@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS users_by_day (
     last_seen           SimpleAggregateFunction(max, DateTime64(3, 'UTC')) CODEC(ZSTD(1))
 )
 ENGINE = {{engine AggregatingMergeTree}}
-PARTITION BY toMonday(day)
+PARTITION BY intDiv(toUnixTimestamp(day), 604800) -- the weeks of users_by_week: the days before its first one are read alone
 ORDER BY (project_id, user_hash, day, user_id)
 SETTINGS {{dedup}}, ttl_only_drop_parts = 1, min_age_to_force_merge_seconds = 21600, index_granularity = 128, min_compress_block_size = 2048;
 

@@ -21,7 +21,7 @@ def asked(*groups: str, bucket_ms: int | None = None, quantiles: bool | None = N
 @pytest.mark.parametrize(
     ("question", "range_", "source"),
     [
-        (asked(), MONTH, "hour"),
+        (asked(), MONTH, "totals"),
         (asked("model", "status", bucket_ms=HOUR_MS), MONTH, "hour"),
         (asked("model", bucket_ms=300_000), MONTH, "minute"),
         (asked("model", bucket_ms=300_000), Range(0, HOUR_MS), "raw"),
@@ -116,6 +116,8 @@ def sums(rows: list[dict[str, Any]], *groups: str) -> dict[tuple[Any, ...], tupl
         ("group_by=model", "hour"),
         ("group_by=status", "hour"),
         ("group_by=time,provider&bucket=1d", "hour"),
+        ("group_by=time&bucket=1h", "totals"),
+        ("", "totals"),
         ("group_by=time&bucket=15m", "minute"),
         ("group_by=user", "users"),
         ("group_by=time,user&bucket=1d", "users"),

@@ -27,6 +27,7 @@ def once(events: int, *, dead: int = 0, attempts: int | None = None, ledger: int
         "attempts": events if attempts is None else attempts,
         "by_minute": events,
         "by_hour": events,
+        "totals": events,
         "by_user": events,
         "ledger": ledger,
         "dead_letters": dead,
@@ -157,7 +158,8 @@ class Case:
 
 
 _COUNTED = (
-    "requests", "bodies", "attempts", "by_minute", "by_hour", "by_user", "ledger", "dead_letters", "cost", "rollup_cost",
+    "requests", "bodies", "attempts", "by_minute", "by_hour", "totals", "by_user", "ledger", "dead_letters", "cost",
+    "rollup_cost",
 )  # fmt: skip
 _COUNTS = """
 SELECT tuple(
@@ -166,6 +168,7 @@ SELECT tuple(
     (SELECT count() FROM attempts WHERE project_id = %(project)s),
     (SELECT sum(requests) FROM requests_by_minute WHERE project_id = %(project)s),
     (SELECT sum(requests) FROM requests_by_hour WHERE project_id = %(project)s),
+    (SELECT sum(requests) FROM totals_by_hour WHERE project_id = %(project)s),
     (SELECT sum(requests) FROM users_by_day WHERE project_id = %(project)s),
     (SELECT count() FROM batches WHERE topic IN (%(topic)s, %(dead)s)),
     (SELECT count() FROM dead_letters WHERE topic = %(topic)s),
