@@ -26,7 +26,6 @@ from schemas.settings import PlannerSettings
 
 log = logging.getLogger("heliograph.planner")
 
-_IDLE_LEDGER_S = 1.0
 _TROUBLE_PAUSE_S = 0.5
 _CUTS_MAX = 256
 
@@ -168,12 +167,29 @@ class Planner:
         plan = msgspec.structs.replace(lane.plan, paused=None, paused_ms=0)
         await self._log.save_plan(partition, plan)
         lane.plan = plan
+        lane.recent.clear()  # what died before is what was mended
         log.info("planning is resumed", extra={"partition": str(partition)})
 
     async def _settle(self, partition: Partition, lane: _Lane) -> None:
         """Step 1."""
-        if not lane.outstanding:
-            return
+        if lane.outstanding:
+            await self._hear(partition, lane)
+        # Even when no batch is out: the last time, the plan may not have been written down.
+        batches = lane.plan.batches(partition)
+        contiguous = 0
+        while contiguous < len(batches) and batches[contiguous].first in lane.done:
+            contiguous += 1
+        if contiguous:
+            plan = msgspec.structs.replace(
+                lane.plan, committed=lane.plan.cuts[contiguous - 1], cuts=lane.plan.cuts[contiguous:]
+            )
+            await self._log.save_plan(partition, plan)
+            lane.plan = plan
+            lane.done.difference_update(b.first for b in batches[:contiguous])
+        await self._watch_dead_letters(partition, lane)
+
+    async def _hear(self, partition: Partition, lane: _Lane) -> None:
+        """Which outstanding batches the ledger has."""
         try:
             confirmed = await asyncio.to_thread(self._ledger.confirmed, partition, min(lane.outstanding))
         except StoreError:
@@ -188,18 +204,6 @@ class Planner:
             lane.store_away = False
             for waiting in lane.outstanding.values():
                 waiting.times = 0  # handed out again now rather than when overdue; a repeat is harmless
-        batches = lane.plan.batches(partition)
-        contiguous = 0
-        while contiguous < len(batches) and batches[contiguous].first in lane.done:
-            contiguous += 1
-        if contiguous:
-            plan = msgspec.structs.replace(
-                lane.plan, committed=lane.plan.cuts[contiguous - 1], cuts=lane.plan.cuts[contiguous:]
-            )
-            await self._log.save_plan(partition, plan)
-            lane.plan = plan
-            lane.done.difference_update(b.first for b in batches[:contiguous])
-        await self._watch_dead_letters(partition, lane)
 
     async def _plan(self, partition: Partition, lane: _Lane) -> None:
         """Steps 2 and 3."""

@@ -151,6 +151,24 @@ async def test_nothing_is_handed_out_when_the_plan_cannot_be_written(
     assert ranges(workers.handed) == [(0, 9), (10, 19), (20, 24)]
 
 
+async def test_planning_goes_on_after_batches_ended_while_the_plan_could_not_be_written(
+    log: MemoryLog, ledger: MemoryLedger, workers: Workers
+) -> None:
+    log.last = 1000
+    one = planner(log, ledger, workers, AT_ONCE.model_copy(update={"outstanding": 3}))
+    await turns(one)
+    for batch in workers.handed:
+        ledger.confirm(batch)
+    log.refuse = True
+    for _ in range(2):
+        with pytest.raises(LogUnavailable):
+            await one.turn()
+    log.refuse = False
+    await turns(one)
+    assert log.plan.committed == 30
+    assert len(workers.handed) == 6
+
+
 async def test_a_restarted_planner_gives_the_same_boundaries(
     log: MemoryLog, ledger: MemoryLedger, workers: Workers
 ) -> None:
@@ -342,6 +360,23 @@ async def test_a_resume_lifts_one_pause_and_not_the_next(
         if first == 0:
             await resume(log)
             await turns(one)
+
+
+async def test_a_resume_forgives_what_died_during_the_pause(
+    log: MemoryLog, ledger: MemoryLedger, workers: Workers
+) -> None:
+    one = planner(log, ledger, workers, AT_ONCE.model_copy(update={"dead_window": 10, "dead_ratio_max": 0.5}))
+    log.last = 20
+    await turns(one)
+    for batch in workers.handed:
+        ledger.confirm(batch, dead=10)
+        await turns(one)
+    await resume(log)
+    log.last = 30
+    await turns(one)
+    ledger.confirm(workers.handed[-1])
+    await turns(one)
+    assert log.plan == Plan(committed=30)
 
 
 async def test_a_resume_holds_while_a_batch_settles_and_the_plan_is_written_anew(tmp_path: Path) -> None:
