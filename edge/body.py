@@ -1,8 +1,9 @@
 """The few things the edge wants to know of a JSON request body. The body itself is never changed."""
 
-from typing import Any
-
 import msgspec
+
+# `Raw` is checked for its form and not built: a body of millions of odd values must cost neither time nor memory.
+_NULL = msgspec.Raw(b"null")
 
 
 class _Body(msgspec.Struct):
@@ -10,7 +11,21 @@ class _Body(msgspec.Struct):
     stream: bool | None = None
     user: str | None = None
     safety_identifier: str | None = None
-    metadata: msgspec.Raw = msgspec.Raw(b"null")
+    metadata: msgspec.Raw = _NULL
+
+
+class _OddBody(msgspec.Struct):
+    """A body whose fields have types they should not have."""
+
+    model: msgspec.Raw = _NULL
+    stream: msgspec.Raw = _NULL
+    user: msgspec.Raw = _NULL
+    safety_identifier: msgspec.Raw = _NULL
+    metadata: msgspec.Raw = _NULL
+
+
+class _Metadata(msgspec.Struct):
+    user_id: msgspec.Raw = _NULL
 
 
 class BodyFacts(msgspec.Struct):
@@ -19,46 +34,58 @@ class BodyFacts(msgspec.Struct):
     user_id: str | None = None
 
 
-_typed = msgspec.json.Decoder(_Body)
+_body = msgspec.json.Decoder(_Body)
+_odd_body = msgspec.json.Decoder(_OddBody)
+_metadata = msgspec.json.Decoder(_Metadata)
+_text = msgspec.json.Decoder(str)
 _NOTHING = BodyFacts()
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def read_body(body: bytes) -> BodyFacts:
-    """What a body says; nothing where it is not JSON or not an object, which is the provider's to judge."""
+def read_body(body: bytes, name_length: int) -> BodyFacts:
+    """What a body says; nothing where it is not JSON or not an object, which is the provider's to judge.
+
+    Args:
+        name_length: characters; a longer model or user is none.
+    """
     try:
-        known = _typed.decode(body)
+        known = _body.decode(body)
     except msgspec.ValidationError:
-        return _read_odd(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _read_odd(body, name_length)
+    except _UNREADABLE:
         return _NOTHING
     user = known.user or known.safety_identifier
     if user is None and len(known.metadata) > 4:
         user = _metadata_user(known.metadata)
-    return BodyFacts(known.model, known.stream is True, user)
+    return _facts(known.model, known.stream is True, user, name_length)
+
+
+def _read_odd(body: bytes, name_length: int) -> BodyFacts:
+    try:
+        known = _odd_body.decode(body)
+    except _UNREADABLE:
+        return _NOTHING
+    user = _string(known.user) or _string(known.safety_identifier) or _metadata_user(known.metadata)
+    return _facts(_string(known.model), known.stream == b"true", user, name_length)
+
+
+def _facts(model: str | None, stream: bool, user: str | None, name_length: int) -> BodyFacts:
+    if model is not None and len(model) > name_length:
+        model = None
+    if user is not None and len(user) > name_length:
+        user = None
+    return BodyFacts(model, stream, user or None)
 
 
 def _metadata_user(raw: msgspec.Raw) -> str | None:
     try:
-        metadata = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+        return _string(_metadata.decode(raw).user_id)
+    except _UNREADABLE:
         return None
-    return _string(metadata.get("user_id")) if isinstance(metadata, dict) else None
 
 
-def _read_odd(body: bytes) -> BodyFacts:
-    """A body whose fields have types they should not have."""
+def _string(raw: msgspec.Raw) -> str | None:
     try:
-        found: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _NOTHING
-    if not isinstance(found, dict):
-        return _NOTHING
-    metadata = found.get("metadata")
-    user = _string(found.get("user")) or _string(found.get("safety_identifier"))
-    if user is None and isinstance(metadata, dict):
-        user = _string(metadata.get("user_id"))
-    return BodyFacts(_string(found.get("model")), found.get("stream") is True, user)
-
-
-def _string(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+        return _text.decode(raw) or None
+    except _UNREADABLE:
+        return None

@@ -7,6 +7,8 @@ from schemas.event import Body
 from schemas.settings import CaptureSettings
 
 _STEP = 64 * 1024
+_RATIO_MAX = 100
+"""A piece that unpacks to more times its size is a bomb: it would hold up everybody. Real text comes to five or ten."""
 _NO_TAIL = bytearray()
 
 
@@ -75,12 +77,13 @@ class _CodedCapture(Capture):
         if self._unpack is None:
             super().feed(piece)
             return
+        bound = min(self._settings.decoded_bytes_max, self._decoded + len(piece) * _RATIO_MAX + _STEP)
         try:
             data = self._unpack.decompress(piece, _STEP)
             while data:
                 self._decoded += len(data)
                 super().feed(data)
-                if self._decoded > self._settings.decoded_bytes_max:
+                if self._decoded > bound:
                     self.left_out, self._unpack = "encoding", None
                     return
                 data = self._unpack.decompress(self._unpack.unconsumed_tail, _STEP)

@@ -4,8 +4,11 @@ A timer of the loop's for each step of each call would cost a microsecond or two
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Protocol
+
+log = logging.getLogger("heliograph.edge")
 
 NEVER = float("inf")
 _TICK_S = 0.5
@@ -46,7 +49,10 @@ class Deadlines:
             await asyncio.sleep(_TICK_S)
             self.now = loop.time()
             for one in [one for one in self._bounded if one.paused or one.deadline < self.now]:
-                if one.paused:
-                    one.look()
-                if one.deadline < self.now:
-                    one.late()
+                try:
+                    if one.paused:
+                        one.look()
+                    if one.deadline < self.now:
+                        one.late()
+                except Exception:  # of one client: the others' deadlines hold
+                    log.exception("a client's deadline could not be kept")

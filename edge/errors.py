@@ -47,6 +47,12 @@ class BadHeader(EdgeError):
         super().__init__(f"Header {name} has the value {shown!r}; accepted: {accepted}.", param=name)
 
 
+def bare_url(url: str) -> str:
+    """A URL as it may be shown and kept: no user, no password and no query, which may be credentials."""
+    bare = url.partition("?")[0].partition("#")[0]
+    return f"…@{bare.rpartition('@')[2]}" if "@" in bare else bare
+
+
 class BadFraming(EdgeError):
     status, code = 400, "bad_framing"
 

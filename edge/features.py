@@ -5,10 +5,11 @@ They are recorded and do nothing (contract §11.11).
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
-from edge.errors import BadHeader
+from edge.errors import BadHeader, bare_url
 
 _DIGITS_MAX = 18
 
@@ -120,9 +121,15 @@ FEATURES: dict[str, Callable[[str, str], None]] = {
 
 
 def without_credentials(short: str, text: str) -> str:
-    """Fallback targets may carry a provider's headers; those are not for the record."""
+    """A list of targets may carry a provider's headers and keys: of each only what says where is for the record."""
     if short not in ("fallback", "fallbacks", "balance"):
         return text
-    targets = msgspec.json.decode(text)
-    kept = [{k: v for k, v in t.items() if k.lower() != "headers"} if isinstance(t, dict) else t for t in targets]
-    return msgspec.json.encode(kept).decode()
+    targets = [target for target in msgspec.json.decode(text) if isinstance(target, dict)]
+    return msgspec.json.encode([_recorded(target) for target in targets]).decode()
+
+
+def _recorded(target: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {name: target[name] for name in ("provider", "model", "weight", "onCodes") if name in target}
+    if isinstance(url := target.get("target-url"), str):
+        kept["target-url"] = bare_url(url)
+    return kept

@@ -170,7 +170,7 @@ class Proxy:
                 else await client.body(limit=limit, timeout_s=bounds.body_timeout_s)
             )
             capture.feed(body)
-            facts = read_body(body if not said.request_coding else capture.body().head)
+            facts = read_body(body if not said.request_coding else capture.body().head, bounds.property_bytes)
             call.requested_model = facts.model or model_in_path(call.path)
             call.stream = facts.stream
             call.body_user_id = facts.user_id

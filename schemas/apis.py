@@ -33,7 +33,10 @@ _EMBED = re.compile(r"/(embeddings?|embed)/?$")
 _OPENAI_EMBED = re.compile(r"/embeddings/?$")
 
 
-@lru_cache(maxsize=4096)
+_REMEMBERED_LENGTH = 256
+"""Longer paths are looked at each time: what strangers send must not fill the memory."""
+
+
 def api_of(shape: str, path: str) -> str:
     """The API's slug (`openai.chat`, `anthropic.messages`, …); `other` where nothing is known of the path.
 
@@ -41,6 +44,10 @@ def api_of(shape: str, path: str) -> str:
         shape: the provider's own API shape in the catalogue.
         path: without its query.
     """
+    return _remembered_api(shape, path) if len(path) <= _REMEMBERED_LENGTH else _api_of(shape, path)
+
+
+def _api_of(shape: str, path: str) -> str:
     if shape == "cohere" and _COHERE_CHAT.search(path):
         return "cohere.chat"
     if _EMBED.search(path):
@@ -50,6 +57,8 @@ def api_of(shape: str, path: str) -> str:
             return api
     return "other"
 
+
+_remembered_api = lru_cache(maxsize=4096)(_api_of)
 
 _GEMINI_MODEL = re.compile(r"/models/([^/:]+)(?::|$)")
 _BEDROCK_MODEL = re.compile(r"/model/([^/]+)/(?:converse|invoke)")

@@ -18,6 +18,7 @@ log = logging.getLogger("heliograph.snapshots")
 
 _RETRY_S = 0.5
 _SOCKET_TIMEOUT_S = 2.0
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class KeySnapshots:
@@ -41,7 +42,7 @@ class KeySnapshots:
             self._take(self._file.read_bytes())
         except FileNotFoundError:
             pass
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *_UNREADABLE) as error:
             log.warning("the kept key snapshot cannot be read", extra={"error": str(error)})
         try:
             await self._refresh()
@@ -78,7 +79,7 @@ class KeySnapshots:
         data: bytes | None = await self._redis.get(SNAPSHOT_KEY)  # type: ignore[assignment]  # bytes by default
         try:
             taken = data is not None and self._take(data)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             if str(error) != self._unread:
                 log.error("a key snapshot cannot be read; keys stay as last known", extra={"error": str(error)})
             self._unread = str(error)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from edge.errors import BadHeader, NotBuilt, TargetRefused, UnknownProvider
+from edge.errors import BadHeader, NotBuilt, TargetRefused, UnknownProvider, bare_url
 from edge.upstream.protocol import Origin
 from schemas.apis import Shape
 from schemas.providers import ALIASES, catalogue
@@ -144,10 +144,10 @@ class Targets:
             parts = urlsplit(url.strip())
             port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
         except ValueError:
-            raise BadHeader("Helicone-Target-Url", url, accepted) from None
+            raise BadHeader("Helicone-Target-Url", bare_url(url), accepted) from None
         host = (parts.hostname or "").rstrip(".")
         if not host or not port or parts.username or parts.password:
-            raise BadHeader("Helicone-Target-Url", "(not shown)" if parts.username else url, accepted)
+            raise BadHeader("Helicone-Target-Url", bare_url(url), accepted)
         entry = self._by_origin.get((parts.scheme, host, port)) or next(
             (e for pattern, e in self._patterns if pattern.fullmatch(f"{parts.scheme}://{host}:{port}")), None
         )

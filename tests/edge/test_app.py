@@ -30,3 +30,12 @@ async def test_an_edge_whose_spool_does_not_write_is_not_ready(tmp_path: Path, m
     await asyncio.sleep(1)
     assert _ready(spool, snapshots, settings)[0] == 200
     await spool.close()
+
+
+@pytest.mark.parametrize("kept", [b"no snapshot", b'{"version": 1, "keys": {"\xff": {}}}', b""])
+async def test_a_kept_snapshot_that_cannot_be_read_stops_no_start(tmp_path: Path, kept: bytes) -> None:
+    (tmp_path / "keys.json").write_bytes(kept)
+    snapshots = KeySnapshots("redis://127.0.0.1:1", tmp_path / "keys.json", poll_s=5)
+    await snapshots.start()
+    assert snapshots.keys is None
+    await snapshots.close()

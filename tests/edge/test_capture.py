@@ -68,6 +68,13 @@ def test_a_bomb_is_unpacked_only_so_far() -> None:
     assert body.size < 2 * MIB
 
 
+def test_a_bomb_holds_up_the_loop_for_no_more_than_a_hundred_times_its_bytes() -> None:
+    bomb = gzip.compress(b"\x00" * (8 * MIB))
+    body = captured([bomb], CaptureSettings(head_bytes=1000, tail_bytes=10), b"gzip")
+    assert body.left_out == "encoding"
+    assert body.size < 2 * MIB
+
+
 def test_what_is_asked_to_be_left_out_keeps_only_its_size() -> None:
     capture = capture_of(SMALL)
     capture.feed(b"secret")

@@ -91,14 +91,23 @@ def test_known_and_unknown_cache_directives_pass(value: str) -> None:
     assert forwarded(said) == {b"cache-control": value.encode()}
 
 
-def test_a_fallback_is_recorded_without_the_credentials_in_it() -> None:
-    fallbacks = (
-        '[{"target-url": "https://x.example", "headers": {"Authorization": "Bearer sk-secret"}, "onCodes": [500]}]'
-    )
-    said = read(("Helicone-Fallbacks", fallbacks))
+@pytest.mark.parametrize(
+    ("name", "targets", "recorded"),
+    [
+        (
+            "Fallbacks",
+            '[{"target-url": "https://u:sk-secret@x.example/v1?key=sk-secret", "onCodes": [500], '
+            '"headers": {"Authorization": "Bearer sk-secret"}, "bodyKeyOverride": {"api_key": "sk-secret"}}]',
+            '[{"onCodes":[500],"target-url":"…@x.example/v1"}]',
+        ),
+        ("Fallback", '[{"provider": "openai", "model": "gpt-4o"}]', '[{"provider":"openai","model":"gpt-4o"}]'),
+        ("Balance", '[{"key": "sk-secret", "weight": 2}, "sk-secret"]', '[{"weight":2}]'),
+    ],
+)
+def test_of_a_list_of_targets_only_what_says_where_is_recorded(name: str, targets: str, recorded: str) -> None:
+    said = read((f"Helicone-{name}", targets))
     assert said.problem is None
-    assert "sk-secret" not in said.features["fallbacks"]
-    assert "https://x.example" in said.features["fallbacks"]
+    assert said.features[name.lower()] == recorded
 
 
 def test_a_fallback_that_is_not_json_is_refused_without_showing_it() -> None:

@@ -5,10 +5,13 @@ import gzip
 import json
 import socket
 import time
+from collections.abc import Callable
 
 import httpx
 import pytest
 
+from schemas.event import Body
+from schemas.settings import MIB
 from tests.edge.conftest import Edge, Provider, http
 
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}], "user": "body-user"}
@@ -491,6 +494,25 @@ async def test_an_omitted_body_never_leaves_the_edge_and_its_counts_do(edge: Edg
     assert (event.reading.usage.source, event.reading.usage.input_tokens, event.reading.usage.output_tokens) == (
         "reported", 3, 2,
     )  # fmt: skip
+
+
+async def test_what_an_answer_used_is_read_before_a_nearly_full_spool_leaves_its_body_out(
+    edge_with: Callable[..., Edge], provider: Provider
+) -> None:
+    edge = edge_with(HELIOGRAPH_SPOOL__BYTES_MAX=str(16 * MIB), EDGE_CAPTURE__HEAD_BYTES="1000000")
+    provider.answers(http(ANSWER))
+    large = {**CHAT, "odd": "x" * 900_000}
+    for _ in range(17):
+        await post(edge, json=large)
+    deadline = time.monotonic() + 5
+    while "nearly full" not in edge.log.read_text():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    await post(edge)
+    event = edge.events(18)[-1]
+    assert event.response == Body(size=len(ANSWER), left_out="spool_full")
+    assert event.reading is not None
+    assert (event.reading.usage.source, event.reading.usage.input_tokens) == ("reported", 3)
 
 
 async def test_its_own_paths_are_health_alone(edge: Edge, provider: Provider) -> None:
