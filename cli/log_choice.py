@@ -49,7 +49,7 @@ def remembered(folder: Path) -> Cluster | None:
         return msgspec.json.decode(path.read_bytes(), type=Cluster)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CannotStart(f"{path} cannot be read: {error}") from error
 
 

@@ -68,8 +68,14 @@ def plan(context: typer.Context, tethered: bool = TETHERED) -> None:
     _begin("planner", tethered)
     with settings_errors():
         settings = load(PlannerSettings)
-    with settings_errors():  # what Kafka's settings lack shows when it is first spoken to
-        asyncio.run(_plan(settings))
+    from ingest.log import LogError
+
+    try:
+        with settings_errors():  # what Kafka's settings lack shows when it is first spoken to
+            asyncio.run(_plan(settings))
+    except LogError as error:
+        errors.print(f"[bold red]heliograph plan[/] cannot start: {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from None
 
 
 @plan_app.command("resume")

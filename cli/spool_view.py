@@ -21,15 +21,13 @@ class SpoolView:
         self._reader = SpoolReader(root)
 
     async def partitions(self) -> Sequence[PartitionView]:
-        return [
-            PartitionView(
-                partition,
-                await self._log.start(partition),
-                await self._log.end(partition),
-                read_plan(self._log.folder(partition)),
-            )
-            for partition in await self._log.partitions()
-        ]
+        return [await self._seen(partition) for partition in await self._log.partitions()]
+
+    async def _seen(self, partition: Partition) -> PartitionView:
+        start, end = await self._log.start(partition), await self._log.end(partition)
+        plan = read_plan(self._log.folder(partition))
+        # Read after the end, the plan may be beyond it.
+        return PartitionView(partition, start, max(end, plan.planned), plan)
 
     async def dropped(self) -> int:
         return sum(dropped_events(folder) for folder in spools(self._root).values())

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -88,8 +87,8 @@ def _run(
         "EDGE_PROVIDERS__DEMO_ANTHROPIC__BASE_URL": f"http://127.0.0.1:{demo_port}/v1",
         "EDGE_PROVIDERS__DEMO_ANTHROPIC__STANDS_FOR": "anthropic",
     }
-    shutil.rmtree(environment["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
-    Path(environment["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True)
+    for left in Path(environment["PROMETHEUS_MULTIPROC_DIR"]).glob("*.db"):  # of processes that are all gone
+        left.unlink(missing_ok=True)
     programs = _programs(shared, edge, control, metrics, shipper, servers)
     with Processes(programs, folder=folder, environment=environment) as processes:
         try:
@@ -147,7 +146,7 @@ def _programs(
         shipping.append(Program("ship", command, _said(shared, "ship", "shipper is ready"), stop_wait_s, FENCED_STATUS))
     return [
         *local,
-        Program("worker", [*heliograph, "worker", "--tethered"], _said(shared, "worker", "ready"), 60),
+        Program("worker", [*heliograph, "worker", "--tethered"], _said(shared, "worker", " ready."), 60),
         Program("planner", [*heliograph, "plan", "--tethered"], _said(shared, "planner", "planner is ready")),
         Program(
             "metrics", [*heliograph, "metrics", "--tethered"], _answers(f"http://127.0.0.1:{metrics.port}/metrics")

@@ -101,7 +101,7 @@ def read_query(body: bytes, kind: "type[RequestQuery] | type[CountQuery]") -> "R
         asked = msgspec.json.decode(body or b"{}", type=kind)
     except RecursionError:
         raise BadRequest("filter", "too deep to read", "a flatter tree") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest("body", body[:100].decode(errors="replace"), str(error)) from None
     if asked.is_part_of_experiment:
         raise BadRequest("isPartOfExperiment", True, "there are no experiments here")

@@ -227,10 +227,15 @@ class Keys:
         return KeySnapshot(version=version, keys=keys)
 
     async def publish(self) -> bool:
-        """Write the snapshot to Redis and announce it. False: Redis was not reached, `reconcile` will."""
+        """Write the snapshot to Redis and announce it. False: it could not be, and `reconcile` will."""
         if self._redis is None:
             return False
-        snapshot = await self.snapshot()
+        try:
+            snapshot = await self.snapshot()
+        except ControlError as error:
+            # What was changed is changed: whoever asked for it must hear so.
+            log.warning("keys are not published yet: %s", error)
+            return False
         try:
             async with asyncio.timeout(self._redis_timeout_s):
                 written = await self._redis.eval(

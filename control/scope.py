@@ -134,7 +134,7 @@ def read_time(value: str, field: str) -> int:
     else:
         try:
             # A plus sign that nobody escaped arrives as a space.
-            moment = datetime.fromisoformat(value.strip().replace(" 0", "+0") if "T" in value else value.strip())
+            moment = datetime.fromisoformat(value.strip().replace(" ", "+") if "T" in value else value.strip())
         except ValueError:
             raise BadRequest(field, value, expected) from None
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment

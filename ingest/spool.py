@@ -304,7 +304,9 @@ class Spool:
         if dropped == self._dropped_noted:
             return
         try:
-            (self.folder / "dropped.json").write_text(json.dumps({"events": dropped}))
+            fresh = self.folder / "dropped.new"  # a kill in between leaves the count as it was
+            fresh.write_text(json.dumps({"events": dropped}))
+            fresh.replace(self.folder / "dropped.json")
             self._dropped_noted = dropped
         except OSError as error:
             log.error("the count of dropped events could not be kept", extra={"error": str(error)})

@@ -1,6 +1,7 @@
 """How far a spool's shipper is behind, told once a second by a thread of its own: also while Kafka is away and the
 shipper waits for it."""
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from ingest.frames import Place, Segment
 from ingest.log import LogError
 from ingest.spool_log import SpoolReader, last_place, newest_segment, partition_of
 from schemas.batch import Batch
+
+log = logging.getLogger("heliograph.shipper")
 
 _EVERY_S = 1.0
 
@@ -76,7 +79,10 @@ class SpoolWatch:
 
     def _run(self) -> None:
         while not self._ended.wait(_EVERY_S):
-            self.look()
+            try:
+                self.look()
+            except OSError as error:
+                log.warning("how far the shipper is behind cannot be told", extra={"error": str(error)})
 
     def __enter__(self) -> "SpoolWatch":
         self._thread.start()

@@ -37,7 +37,7 @@ STOP_TIMEOUT_S = 90.0
 POLL_S = 0.05
 
 _UP = "Ctrl-C stops"
-_READY_WORDS = {"worker": b"ready", "planner": b"planner is ready"}
+_READY_WORDS = {"worker": b" ready.", "planner": b"planner is ready"}
 _OURS = ("HELIOGRAPH_", "EDGE_", "PLANNER_", "WORKER_", "CONTROL_", "METRICS_", "SHIPPER_", "PROMETHEUS_")
 
 UNREACHABLE = (OSError, EOFError, NetworkError, SocketTimeoutError)

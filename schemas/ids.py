@@ -7,6 +7,7 @@ from uuid import UUID
 
 _RANDOM_BYTES = 4000
 _TAIL_HEX = 20
+_MS_MAX = 4_102_444_800_000
 _random = ""
 _random_at = 0
 
@@ -36,7 +37,8 @@ os.register_at_fork(after_in_child=_forget_random)  # two processes must not mak
 
 
 def time_of(id_: UUID) -> datetime | None:
-    """When a UUIDv7 was made, to the millisecond; None for any other kind of UUID."""
-    if id_.version != 7:
+    """When a UUIDv7 was made, to the millisecond; None for any other kind of UUID, and for one that says after 2100."""
+    milliseconds = id_.int >> 80
+    if id_.version != 7 or milliseconds > _MS_MAX:
         return None
-    return datetime.fromtimestamp((id_.int >> 80) / 1000, UTC)
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -16,6 +16,7 @@ from cli.services import FENCED_STATUS
 from infra.local.processes import State
 from ingest.log import LogError
 from ingest.shipper import Fenced, Shipper, ship_all
+from ingest.spool_plan import spool_owner
 from schemas.settings import (
     ControlSettings,
     EdgeSettings,
@@ -54,6 +55,15 @@ def test_resume_names_the_kafka_setting_that_is_wrong(offline: Path) -> None:
 
     assert done.exit_code == 2
     assert "HELIOGRAPH_KAFKA__TLS__CA_FILE = '/nowhere/ca.pem'" in done.stderr
+
+
+def test_a_second_planner_says_that_there_is_one(offline: Path, handlers: None) -> None:
+    with spool_owner(offline / "spool"):
+        done = run("plan")
+
+    assert done.exit_code == 1
+    assert "another planner" in done.stderr
+    assert "Traceback" not in done.output
 
 
 def test_resume_shows_an_error_as_it_is_though_it_looks_like_markup(

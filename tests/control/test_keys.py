@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from control.database import Database
-from control.errors import BadRequest, Conflict, NotFound
+from control.errors import BadRequest, Conflict, DatabaseDown, NotFound
 from control.keys import Keys, open_keys, parse_expiry
 from schemas.keys import SNAPSHOT_CHANNEL, SNAPSHOT_KEY, KeySnapshot, hash_key
 from schemas.settings import RedisSettings, SharedSettings
@@ -195,6 +195,19 @@ async def test_a_key_is_made_while_redis_is_down_and_says_so(offline: SharedSett
         assert not (await keys.create(name="web")).published
         assert len(await keys.list_keys()) == 1
     await nobody.aclose()
+
+
+async def test_a_key_that_was_made_is_told_though_the_database_goes_away_before_it_is_published(
+    shared: SharedSettings, valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> KeySnapshot:
+        raise DatabaseDown("the database is away")
+
+    async with open_keys(shared) as keys:
+        monkeypatch.setattr(keys, "snapshot", away)
+        made = await keys.create(name="web")
+        assert not made.published
+        assert (await keys.find(made.text)) == made.info
 
 
 async def test_an_admin_manages_the_keys_of_its_own_project_alone(world: World) -> None:

@@ -32,3 +32,7 @@ def test_two_processes_never_make_the_same_ids() -> None:
 
 def test_another_kind_of_uuid_has_no_time() -> None:
     assert time_of(uuid4()) is None
+
+
+def test_an_id_of_a_year_nobody_lives_in_has_no_time() -> None:
+    assert time_of(UUID("ffffffff-ffff-7fff-bfff-ffffffffffff")) is None
