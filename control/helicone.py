@@ -1,4 +1,4 @@
-"""Helicone's request queries over our rows: its filter tree, its sorts, its row (H§8.2, contract §11.9)."""
+"""Helicone's request queries over our rows: its filter tree, its sorts, its row."""
 # ruff: noqa: S608 - what goes into SQL here is columns of a whitelist and names of bound values.
 
 from typing import Any
@@ -170,7 +170,6 @@ async def one_request(
     now_ms: int,
     kept_days: int,
     with_bodies: bool,
-    bounds: ControlBounds,
 ) -> dict[str, Any]:
     """
     Raises:

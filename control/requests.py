@@ -125,7 +125,7 @@ async def find_row(
 async def one_request(
     store: Store, moved: MovedBodies, project_id: str, id_: UUID, *, now_ms: int, kept_days: int
 ) -> dict[str, Any]:
-    """One request with its attempts and bodies, moved ones too (contract §9).
+    """One request with its attempts and bodies, moved ones too.
 
     Raises:
         NotFound: this project has none.

@@ -1,4 +1,4 @@
-"""A stored request as the API gives it (contract §9): null is unknown, never 0."""
+"""A stored request as the API gives it: null is unknown, never 0."""
 
 from collections.abc import Mapping
 from decimal import Decimal

@@ -1,6 +1,6 @@
 """Headers of features that later versions have: checked now, so that what is refused then is refused already.
 
-They are recorded and do nothing (contract §11.11).
+They are recorded and do nothing.
 """
 
 import re

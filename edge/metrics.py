@@ -21,7 +21,9 @@ first_token_seconds = Histogram(
     "heliograph_first_token_seconds", "Arrival of a call to the first byte of a streamed answer.", ["provider"],
     buckets=_SECONDS,
 )  # fmt: skip
-refused = Counter("heliograph_refused", "Calls the edge itself refused or failed, by error code.", ["code"])
+refused = Counter(
+    "heliograph_refused", "Calls that ended with an error code of the edge's own, client_gone among them.", ["code"]
+)
 in_flight = Gauge("heliograph_calls_in_flight", "Calls under way.", multiprocess_mode="livesum")
 events_dropped = Counter("heliograph_events_dropped", "Events lost because the spool was full or its disk failed.")
 spool_bytes = Gauge("heliograph_spool_bytes", "Spool on disk, bytes.", multiprocess_mode="livesum")

@@ -30,7 +30,7 @@ class Ledger:
         self._asking = threading.Lock()
 
     def confirmed(self, where: Partition, since: int) -> list[Confirmation]:
-        """The batches of a partition in the ledger that begin at `since` or later, in order. about 1.5 ms.
+        """The batches of a partition in the ledger that begin at `since` or later, in order.
 
         Raises:
             StoreUnavailable: nothing is known just now; ask again.

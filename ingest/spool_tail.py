@@ -68,21 +68,6 @@ class SpoolTail:
                 self.close()
         return records
 
-    def size_bytes(self) -> int:
-        """Of what stands in the spool from here on."""
-        existing = frames.segments(self.folder)
-        total = 0
-        for segment in existing:
-            try:
-                total += segment.path.stat().st_size
-            except FileNotFoundError:
-                continue
-            if segment == self._segment:
-                total -= self._position
-            elif segment.first < self.offset:
-                total = 0
-        return max(0, total)
-
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)

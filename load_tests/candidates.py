@@ -200,7 +200,8 @@ def litellm(place: Place) -> Iterator[Target]:
         yield _ready(target)
 
 
-# The full path of design §5: authentication, a cache look-up that never hits (nothing is saved), two limits, the event.
+# The full path: authentication, a cache look-up that never hits (nothing is saved), two limits, the event. The headers of
+# cache and limits are only checked and recorded yet.
 HELIOGRAPH_FULL = {
     "Helicone-Cache-Read": "true",
     "Helicone-RateLimit-Policy": "1000000000;w=60, 1000000000;w=60;s=user",
@@ -215,14 +216,14 @@ def heliograph(place: Place) -> Iterator[Target]:
 
 @contextmanager
 def heliograph_plain(place: Place) -> Iterator[Target]:
-    """The same edge without cache and limits: authentication, user, properties and the event."""
+    """The same edge without the headers of cache and limits."""
     with _edge(place, "heliograph-plain", 7, {}) as target:
         yield target
 
 
 @contextmanager
 def _edge(place: Place, name: str, port_offset: int, more_headers: Mapping[str, str]) -> Iterator[Target]:
-    """Our edge alone: its spool takes the events, Valkey on the client's core holds keys, limits and cache."""
+    """Our edge alone: its spool takes the events, Valkey on the client's core holds the keys."""
     command = place.heliograph
     if not command.exists():
         raise build.BuildError(f"{command} does not exist (make install)")

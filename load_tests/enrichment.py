@@ -5,7 +5,7 @@
 Events are OpenAI chat calls with bodies of about 1.5 KB, a third of them streams, written to a real spool and read back
 with the real reader; with --kafka they stand in a real Kafka, and are enriched twice, without publishing and with it.
 The store is the embedded ClickHouse, a process of its own. "Per core" is by the CPU time of this
-process, which is what a worker process is; by the clock it also waits for ClickHouse. The budget is in design.md §5.
+process, which is what a worker process is; by the clock it also waits for ClickHouse.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""From windows to figures, from figures to the table with the budgets of docs/architecture.md. Pure."""
+"""From windows to figures, from figures to the table with our budgets. Pure."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence

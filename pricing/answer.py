@@ -37,6 +37,8 @@ _SHAPES: dict[str, Shape] = {
     "rerank": generic.EMBED,
 }
 _NO_TEXT = frozenset({"openai.embeddings", "openai.images", "gemini.embed", "embed", "rerank"})
+_NAME_LENGTH = 1024
+"""A longer model or stop reason is none: rows and rollups are kept by them."""
 _SILENT = Answer(complete=False)
 
 
@@ -72,6 +74,7 @@ def read_answer(
         answer, pieces = _read_stream(shape, whole)
     else:
         answer, pieces = _read_document(shape, body, tail, whole)
+    answer = _with_names_bounded(answer)
     settled = (
         answer.usage is not None
         and answer.usage_is_final
@@ -84,6 +87,17 @@ def read_answer(
         return msgspec.structs.replace(answer, kept=kept)
     output, called_tools = gather(pieces())
     return msgspec.structs.replace(answer, output=output, called_tools=called_tools, kept=kept)
+
+
+def _with_names_bounded(answer: Answer) -> Answer:
+    model, reason = answer.model, answer.stop_reason
+    if (model is None or len(model) <= _NAME_LENGTH) and (reason is None or len(reason) <= _NAME_LENGTH):
+        return answer
+    return msgspec.structs.replace(
+        answer,
+        model=model if model is not None and len(model) <= _NAME_LENGTH else None,
+        stop_reason=reason if reason is not None and len(reason) <= _NAME_LENGTH else None,
+    )
 
 
 def _first_byte(body: bytes) -> int:

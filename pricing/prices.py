@@ -14,6 +14,7 @@ from pricing.units import UNITS, is_part
 DAY_MS = 86_400_000
 _TABLES_MAX = 64
 _LOOKUPS_MAX = 4096
+_REMEMBERED_LENGTH = 256
 """Model names come from clients, so what is remembered of them is bounded."""
 
 
@@ -170,23 +171,18 @@ class PriceBook:
         self._overrides = overrides
         self._known: OrderedDict[tuple[str, str | None, str], Price | None] = OrderedDict()
 
-    def find(
-        self, *, provider: str, genai_prices_id: str | None, model: str | None, else_model: str | None = None
-    ) -> Price | None:
+    def find(self, *, provider: str, genai_prices_id: str | None, model: str | None) -> Price | None:
         """The price of `model` at `provider`, or `None` when it is not known: which is not 0.
 
         Args:
             provider: id in our catalogue; overrides are looked up by it.
             genai_prices_id: the provider's id in genai-prices, where the catalogue has one.
             model: as answered (the one that did the work, whatever a deployment or router was asked for).
-            else_model: as requested, for an answered name no price list has (`davinci:2023-07-21-v2`).
         """
-        price = self._find(provider, genai_prices_id, model) if model else None
-        if price is None and else_model and else_model != model:
-            price = self._find(provider, genai_prices_id, else_model)
-        return price
-
-    def _find(self, provider: str, genai_prices_id: str | None, model: str) -> Price | None:
+        if not model:
+            return None
+        if len(model) > _REMEMBERED_LENGTH:
+            return self._look_up(provider, genai_prices_id, model)
         key = (provider, genai_prices_id, model)
         if key in self._known:
             self._known.move_to_end(key)

@@ -4,8 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from pricing.prompt import Prompt, read_prompt
 from pricing.reading import Answer
-from pricing.request import Prompt, read_prompt
 from pricing.tokens import Count, count_output, count_prompt
 from pricing.usage import Usage
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from pricing.prompt import Prompt
 from pricing.reading import text_of
-from pricing.request import Prompt
 
 CHARS_MAX = 400_000
 """About 20 ms of tokenizing, 70 of the slowest text there is."""

@@ -97,7 +97,7 @@ class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Status the client was given; null when it left before there was one."""
     outcome: Outcome
     error_code: str | None = None
-    """Ours (contract §7), when the failure is ours to name."""
+    """Ours, when the failure is ours to name."""
     error_message: str | None = None
 
     latency_ms: float
@@ -117,7 +117,7 @@ class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
     parent_id: str | None = None
     properties: dict[str, str] = msgspec.field(default_factory=dict)
     features: dict[str, str] = msgspec.field(default_factory=dict)
-    """Headers of features this edge does not have yet, as sent (contract §11.11)."""
+    """Headers of features this edge does not have yet, as sent."""
 
     request: Body | None = None
     request_type: str | None = None

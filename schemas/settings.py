@@ -332,10 +332,11 @@ class EdgeSettings(BaseSettings):
     snapshot_poll_s: Seconds = Field(5, description="how often keys are compared with Redis besides its messages, s")
     allowed_targets: list[str] = Field(
         [],
-        description='hosts beside the catalogue\'s that Helicone-Target-Url may name, as JSON: ["llm.example.com"]',
+        description="hosts beside the catalogue's that Helicone-Target-Url may name, private ones too, as JSON: "
+        '["llm.example.com"]',
     )
     allowed_networks: list[IPv4Network | IPv6Network] = Field(
-        [], description='private networks those hosts may be in, as JSON: ["10.1.0.0/16"]'
+        [], description='private networks a catalogue provider\'s name may lead to, as JSON: ["10.1.0.0/16"]'
     )
     providers: dict[str, ProviderSettings] = Field({}, description="<ID> is the provider's id, hyphens as underscores")
     bounds: BoundSettings = BoundSettings()

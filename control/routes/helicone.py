@@ -86,7 +86,6 @@ async def helicone_request(
         now_ms=now_ms(),
         kept_days=services.kept_days,
         with_bodies=include_body,
-        bounds=services.bounds,
     )
     return Json({"data": row, "error": None})
 

@@ -1,4 +1,4 @@
-"""Who is calling (contract §2), answered from memory alone."""
+"""Who is calling, answered from memory alone."""
 
 import time
 

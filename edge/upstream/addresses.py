@@ -1,6 +1,6 @@
 """Which addresses a host name may stand for, and which of them we connect to.
 
-A name that a caller chose must never lead into our own network (`design.md` §7). So the name is resolved here, its
+A name that a caller chose must never lead into our own network. So the name is resolved here, its
 addresses are filtered, and the pool connects to an address from this list, not to the name: what was checked is what
 is connected to, however fast a hostile name server changes its mind.
 """

@@ -1,4 +1,4 @@
-"""Our own HTTP/1.1 connection pool: the hot path's way to the providers (`design.md`, decision 3).
+"""Our own HTTP/1.1 connection pool: the hot path's way to the providers.
 
 Per origin the connection that rested last is used first, so that those not needed grow old and go. When every
 connection a call may have is taken, it waits in a line: first come, first served, among those that can be served.

@@ -1,7 +1,7 @@
 """The same upstream over stock httpx: for cold paths (an outbound proxy), and the pool's oracle in the tests.
 
 Transport level only: raw bytes pass unchanged, nothing is decompressed, added, redirected or read from the environment.
-A call costs 1.8 ms and more (`hot-path.md` §3). What it does not do as the pool does:
+A call costs 1.8 ms and more. What it does not do as the pool does:
 
 - connections are capped in all, not per host, and the line behind them is first come, first served over all hosts;
 - the request's body is written to its end before the answer is looked at, so an early refusal may be seen late;

@@ -1,4 +1,4 @@
-"""Where a call goes: from its host, path and headers to a provider's origin and the path sent there (contract §1)."""
+"""Where a call goes: from its host, path and headers to a provider's origin and the path sent there."""
 
 import difflib
 import re

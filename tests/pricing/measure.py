@@ -1,6 +1,6 @@
 """Microseconds per event, on recorded exchanges: `python -m tests.pricing.measure`. Not a test, since machines differ.
 
-Two kinds of line: reading an answer alone, and the whole of `pricing` (request, answer, settling, price, cost).
+Two kinds of line: reading an answer alone, and the whole of `pricing` (answer, settling, price, cost).
 """
 
 import time
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pricing.answer import read_answer
 from pricing.cost import cost
 from pricing.prices import PriceBook
-from pricing.request import read_request
 from pricing.settle import settle
 from tests.pricing.conftest import Exchange, read_exchanges
 
@@ -33,9 +32,8 @@ def measure(exchange: Exchange, book: PriceBook) -> tuple[float, float]:
         return read_answer(exchange.api, exchange.body, stream=exchange.stream, content_type=exchange.content_type)
 
     def whole() -> object:
-        request = read_request(exchange.api, exchange.request)
         said = read_answer(exchange.api, exchange.body, stream=exchange.stream, content_type=exchange.content_type)
-        model = said.model or request.model
+        model = said.model or exchange.model_requested
         settled = settle(
             exchange.api,
             provider=exchange.provider,

@@ -301,3 +301,11 @@ def test_a_job_that_has_not_begun_is_not_complete_and_has_no_output() -> None:
     answer = read_answer("openai.responses", b'{"model":"m","status":"queued","output":[],"usage":null}')
     assert not answer.complete
     assert answer.output is None
+
+
+def test_a_model_or_stop_reason_longer_than_any_name_is_none() -> None:
+    body = b'{"model": "%s", "choices": [{"finish_reason": "%s"}]}'
+    said = read_answer("openai.chat", body % (b"m" * 1024, b"r" * 1024))
+    assert (said.model, said.stop_reason) == ("m" * 1024, "r" * 1024)
+    said = read_answer("openai.chat", body % (b"m" * 1025, b"r" * 1025))
+    assert (said.model, said.stop_reason) == (None, None)

@@ -82,15 +82,6 @@ def test_names_as_providers_and_routers_write_them_are_known(
     assert (found.source, found.prices_as_of) == ("genai-prices 0.2.3", "2026-11-09")
 
 
-def test_the_requested_name_serves_where_the_answered_one_is_unknown(book: PriceBook) -> None:
-    price = book.find(provider="openai", genai_prices_id="openai", model="davinci:2027", else_model="gpt-4o")
-    assert price is not None
-    assert price.model == "gpt-4o"
-    known = book.find(provider="openai", genai_prices_id="openai", model="gpt-4o-mini", else_model="gpt-4o")
-    assert known is not None
-    assert known.model == "gpt-4o-mini"
-
-
 def test_a_price_is_looked_up_once(book: PriceBook) -> None:
     first = book.find(provider="openai", genai_prices_id="openai", model="gpt-4.1")
     assert first is book.find(provider="openai", genai_prices_id="openai", model="gpt-4.1")

@@ -3,7 +3,7 @@
 import pytest
 
 from pricing import tokens
-from pricing.request import Prompt, Turn
+from pricing.prompt import Prompt, Turn
 from pricing.tokens import CHARS_MAX, count_output, count_prompt, count_texts, family_of
 
 

@@ -1,4 +1,4 @@
-"""Reading requests of every API: the few fields of all, and the prompt of those that must be counted."""
+"""Reading the prompt out of requests of every API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pricing.request import Prompt, Turn, read_prompt, read_request
+from pricing.prompt import Prompt, Turn, read_prompt
 
 if TYPE_CHECKING:
     from tests.pricing.conftest import Exchange
@@ -22,48 +22,8 @@ def _texts(prompt: Prompt) -> list[str]:
     return [*(text for turn in prompt.turns for text in turn.texts), *prompt.texts]
 
 
-def test_the_requested_model_is_read_where_the_body_names_it(exchanges: list[Exchange]) -> None:
-    for exchange in exchanges:
-        found = read_request(exchange.api, exchange.request).model
-        if found is not None and exchange.model_requested is not None:
-            named_in_path = exchange.provider in ("azure", "bedrock", "vertex")
-            assert found == exchange.model_requested or named_in_path, exchange.id
-
-
-@pytest.mark.parametrize(
-    ("document", "limit"),
-    [
-        ({"max_tokens": 5}, 5),
-        ({"max_tokens": 5, "max_completion_tokens": 6}, 6),
-        ({"max_output_tokens": 7}, 7),
-        ({"generationConfig": {"maxOutputTokens": 8}}, 8),
-        ({"inferenceConfig": {"maxTokens": 9}}, 9),
-        ({"parameters": {"max_new_tokens": 10}}, 10),
-        ({"options": {"num_predict": 11}}, 11),
-        ({"max_tokens": "many"}, None),
-        ({}, None),
-    ],
-)
-def test_the_limit_is_read_under_each_apis_name(document: dict[str, Any], limit: int | None) -> None:
-    assert read_request("other", json.dumps(document).encode()).max_tokens == limit
-
-
-def test_the_common_fields_are_read() -> None:
-    body = {"model": "m", "stream": True, "n": 3, "tools": [{}, {}], "service_tier": "flex", "messages": []}
-    request = read_request("openai.chat", json.dumps(body).encode())
-    assert (request.model, request.stream, request.choices, request.tools, request.service_tier) == (
-        "m",
-        True,
-        3,
-        2,
-        "flex",
-    )
-
-
-def test_a_cut_request_still_names_its_model() -> None:
+def test_of_a_cut_request_what_is_there_is_read() -> None:
     body = b'{"model":"gpt-4o","stream":true,"messages":[{"role":"user","content":"abc def'
-    request = read_request("openai.chat", body)
-    assert (request.model, request.stream) == ("gpt-4o", True)
     prompt = read_prompt("openai.chat", body, tail=b' end"}]}', size=10_000)
     assert prompt.texts == ("abc def",)
     assert prompt.kept < 0.01
@@ -149,10 +109,8 @@ def test_no_bytes_make_it_raise(exchanges: list[Exchange]) -> None:
         for _ in range(chance.randrange(4)):
             body[chance.randrange(len(body))] = chance.randrange(256)
         piece = bytes(body[: chance.randrange(len(body))]) if chance.random() < 0.5 else bytes(body)
-        read_request(exchange.api, piece)
         read_prompt(exchange.api, piece, tail=chance.choice((b"", b"abc")))
     for nothing in (b"", b"null", b"[]", b"3", b"[" * 100_000, b'{"messages":' * 5_000):
-        assert read_request("openai.chat", nothing).model is None
         assert not read_prompt("openai.chat", nothing)
 
 

@@ -1,4 +1,4 @@
-"""Reading a request: the few fields every event needs, and, only when usage must be counted, its whole prompt."""
+"""Reading a request's whole prompt, only when its tokens must be counted."""
 
 from collections.abc import Iterator
 from typing import Any, TypeGuard
@@ -7,88 +7,9 @@ import msgspec
 
 from pricing import torn
 from pricing.reading import text_of
-from pricing.tolerant import Count, Tolerant, decode_any
+from pricing.tolerant import decode_any
 
 _DEPTH_MAX = 32
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request asks for. `None` is what it does not say."""
-
-    model: str | None = None
-    stream: bool | None = None
-    max_tokens: int | None = None
-    choices: int | None = None
-    tools: int = 0
-    service_tier: str | None = None
-
-
-class _Config(msgspec.Struct, frozen=True):
-    maxOutputTokens: Count | None = None
-    maxTokens: Count | None = None
-    max_new_tokens: Count | None = None
-    num_predict: Count | None = None
-
-
-class _Document(msgspec.Struct, frozen=True):
-    model: str | None = None
-    modelId: str | None = None
-    model_id: str | None = None
-    stream: bool | None = None
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
-    max_output_tokens: Count | None = None
-    max_tokens_to_sample: Count | None = None
-    n: Count | None = None
-    tools: list[msgspec.Raw] | None = None
-    functions: list[msgspec.Raw] | None = None
-    service_tier: str | None = None
-    generationConfig: _Config | None = None
-    inferenceConfig: _Config | None = None
-    parameters: _Config | None = None
-    options: _Config | None = None
-
-
-_document = Tolerant(_Document)
-
-
-def read_request(api: str, body: bytes, *, tail: bytes = b"") -> Request:
-    """The request in `body` (its beginning, when `tail` holds its end). Never raises; what is not there is `None`.
-
-    `api` is for what only one API does; every field so far has one meaning in all of them.
-    """
-    del api
-    document = _document.decode(body) if not tail else None
-    if document is None:
-        picked = torn.fields(body, tail, ("model", "stream", "max_tokens", "max_completion_tokens", "n"))
-        document = _document.salvage(picked)
-    if document is None:
-        return Request()
-    return Request(
-        model=document.model or document.modelId or document.model_id,
-        stream=document.stream,
-        max_tokens=_max_tokens(document),
-        choices=document.n,
-        tools=len(document.tools or document.functions or ()),
-        service_tier=document.service_tier,
-    )
-
-
-def _max_tokens(document: _Document) -> int | None:
-    for config in (document.generationConfig, document.inferenceConfig, document.parameters, document.options):
-        if config is not None:
-            for limit in (config.maxOutputTokens, config.maxTokens, config.max_new_tokens, config.num_predict):
-                if limit is not None:
-                    return limit
-    for limit in (
-        document.max_completion_tokens,
-        document.max_output_tokens,
-        document.max_tokens,
-        document.max_tokens_to_sample,
-    ):
-        if limit is not None:
-            return limit
-    return None
 
 
 class Turn(msgspec.Struct, frozen=True):
