@@ -27,6 +27,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     usage_is_final: bool = True
     """False when the stream ended before the provider's last word on usage: a count in it may be a beginning."""
     error: ProviderError | None = None
+    embeds: bool = False
+    """The answer is an embedding, so that no tokens came out."""
     background: bool = False
     """Generated after the call that asked for it had its answer: only a later fetch can tell what was used."""
     complete: bool = True

@@ -53,9 +53,10 @@ def settle(
     nothing = NOTHING if usage is None else SettledUsage("reported", usage)
     if status is None or status >= 400 or api in _UNCOUNTABLE or model is None:
         return nothing
-    if usage is None and answer.output is None and api not in _EMBEDS:
+    embeds = api in _EMBEDS or answer.embeds
+    if usage is None and answer.output is None and not embeds:
         return nothing  # Nothing in the answer is generated text: a listing, a file, a job not begun.
-    if usage is None and api in _EMBEDS and answer.error is not None:
+    if usage is None and embeds and answer.error is not None:
         return nothing
     prompt = Prompt()
     if usage is None or usage.input_tokens is None:
@@ -80,7 +81,7 @@ def _filled(api: str, provider: str, model: str, answer: Answer, prompt: Prompt)
     if input_tokens is None and prompt:
         counts.append(count_prompt(model, prompt))
         input_tokens = counts[-1].tokens
-    if api in _EMBEDS:
+    if api in _EMBEDS or answer.embeds:
         output_tokens = 0 if input_tokens is not None else None
     elif output_tokens is None or not answer.usage_is_final:
         counts.append(_output_count(api, provider, model, answer))

@@ -15,7 +15,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"/chat/completions/?$", "openai.chat"),
         (r"/responses(/[^/]+)?/?$", "openai.responses"),
         (r"/messages/?$", "anthropic.messages"),
-        (r":streamRawPredict$|:rawPredict$", "anthropic.messages"),
+        (r"/publishers/anthropic/.*:(streamRawPredict|rawPredict)$", "anthropic.messages"),
         (r":streamGenerateContent$", "gemini.stream"),
         (r":generateContent$", "gemini.generate"),
         (r":(embedContent|batchEmbedContents)$", "gemini.embed"),

@@ -40,16 +40,8 @@ class GeminiUsage(msgspec.Struct, frozen=True):
 
 
 def usage_of(raw: GeminiUsage, *, embeds: bool = False) -> Usage | None:
-    answered = raw.candidatesTokenCount if raw.candidatesTokenCount is not None else raw.responseTokenCount
-    prompt, total = raw.promptTokenCount, raw.totalTokenCount
+    input_tokens, output_tokens = _sums(raw, embeds=embeds)
     tools, thoughts = raw.toolUsePromptTokenCount, raw.thoughtsTokenCount
-    input_tokens = None if prompt is None else prompt + (tools or 0)
-    output_tokens = None if answered is None else answered + (thoughts or 0)
-    if output_tokens is None and input_tokens is not None:
-        if total is not None and total >= input_tokens:
-            output_tokens = total - input_tokens
-        elif embeds:
-            output_tokens = 0
     into = raw.promptTokensDetails or raw.promptTokenDetails or ()
     out = raw.candidatesTokensDetails or raw.responseTokensDetails or ()
     cached = raw.cacheTokensDetails or ()
@@ -72,6 +64,26 @@ def usage_of(raw: GeminiUsage, *, embeds: bool = False) -> Usage | None:
         service_tier=raw.serviceTier or raw.trafficType,
     )
     return usage if usage else None
+
+
+def _sums(raw: GeminiUsage, *, embeds: bool) -> tuple[int | None, int | None]:
+    """Tokens in and out. The total has the last word on what is counted within what, and on what is left out."""
+    candidates = raw.candidatesTokenCount if raw.candidatesTokenCount is not None else raw.responseTokenCount
+    thoughts, total = raw.thoughtsTokenCount or 0, raw.totalTokenCount
+    into = None if raw.promptTokenCount is None else raw.promptTokenCount + (raw.toolUsePromptTokenCount or 0)
+    out = None if candidates is None else candidates + thoughts
+    if total is None:
+        if out is None and into is not None and (embeds or thoughts):
+            out = thoughts
+    elif into is None:
+        into = total - out if out is not None and total >= out else None
+    elif out is None:
+        out = total - into if total >= into else 0 if embeds else None
+    elif candidates is not None and thoughts and total == into + candidates:
+        out = candidates  # Thoughts are among them.
+    elif total > into + out:
+        out = total - into  # There were thoughts that nothing else names.
+    return into, out
 
 
 def _of(*lists: list[Modality] | tuple[()], kind: str) -> int | None:
@@ -133,8 +145,33 @@ def fold(documents: list[Document], body: bytes) -> Answer:
         model=model,
         stop_reason=stop_reason,
         usage=None if usage is None else usage_of(usage),
+        usage_is_final=stop_reason is not None,
         error=error,
         complete=stop_reason is not None,
+    )
+
+
+class InteractionUsage(msgspec.Struct, frozen=True):
+    """The interactions API's."""
+
+    total_input_tokens: Count | None = None
+    total_output_tokens: Count | None = None
+    total_thought_tokens: Count | None = None
+    total_cached_tokens: Count | None = None
+    total_tool_use_tokens: Count | None = None
+    total_tokens: Count | None = None
+
+
+def usage_of_interaction(raw: InteractionUsage) -> Usage | None:
+    return usage_of(
+        GeminiUsage(
+            promptTokenCount=raw.total_input_tokens,
+            candidatesTokenCount=raw.total_output_tokens,
+            thoughtsTokenCount=raw.total_thought_tokens,
+            cachedContentTokenCount=raw.total_cached_tokens,
+            toolUsePromptTokenCount=raw.total_tool_use_tokens,
+            totalTokenCount=raw.total_tokens,
+        )
     )
 
 

@@ -19,6 +19,7 @@ _anthropic_usage = Tolerant(anthropic.AnthropicUsage)
 _anthropic_message = Tolerant(anthropic.Message)
 _cohere_usage = Tolerant(cohere.CohereUsage)
 _converse_usage = Tolerant(bedrock.ConverseUsage)
+_interaction_usage = Tolerant(gemini.InteractionUsage)
 _openai_usage = Tolerant(openai.OpenAIUsage)
 _response = Tolerant(responses.Response)
 
@@ -105,6 +106,7 @@ class Document(msgspec.Struct, frozen=True):
     x_groq: openai.Groq | None = None
     message: msgspec.Raw = ABSENT
     response: msgspec.Raw = ABSENT
+    interaction: "Document | None" = None
     choices: list[openai.Choice] | None = None
     candidates: list[gemini.Candidate] | None = None
     completions: list[Reasoned] | None = None
@@ -127,6 +129,9 @@ class Document(msgspec.Struct, frozen=True):
     prompt_token_count: Count | None = None
     generation_token_count: Count | None = None
     num_tokens_prompt_total: Count | None = None
+    input_token_count: Count | None = None
+    duration: float | None = None
+    text: Any = None
     num_tokens_generated: Count | None = None
     metrics: Metrics | None = None
     details: Details | None = None
@@ -140,7 +145,8 @@ class Document(msgspec.Struct, frozen=True):
 
 def read(document: Document, *, embeds: bool = False) -> Answer:
     answer = fold([document], b"", embeds=embeds)
-    return msgspec.structs.replace(answer, complete=True, usage_is_final=True)
+    embeds = is_given(document.embedding) or is_given(document.embeddings)
+    return msgspec.structs.replace(answer, complete=True, usage_is_final=True, embeds=embeds)
 
 
 def fold(documents: list[Document], body: bytes, *, embeds: bool = False) -> Answer:
@@ -148,7 +154,7 @@ def fold(documents: list[Document], body: bytes, *, embeds: bool = False) -> Ans
     final = True
     complete = b"[DONE]" in body[-256:]
     started: anthropic.AnthropicUsage | None = None
-    for document in documents:
+    for document in [document.interaction or document for document in documents]:
         model = document.model or document.model_id or document.modelVersion or model
         stop_reason = _stop_reason(document) or stop_reason
         if document.error and error is None:
@@ -166,7 +172,13 @@ def fold(documents: list[Document], body: bytes, *, embeds: bool = False) -> Ans
             usage = anthropic.usage_of(started) if started is not None else usage
             final = True
         elif document.invocation is not None and usage is not None:
-            continue  # What the model said itself is finer.
+            # What the model said itself is finer, but may be of the chunk before.
+            counted = bedrock.usage_of_metrics(document.invocation) or Usage()
+            usage = msgspec.structs.replace(
+                usage,
+                input_tokens=_larger(usage.input_tokens, counted.input_tokens),
+                output_tokens=_larger(usage.output_tokens, counted.output_tokens),
+            )
         elif found := _usage(document, embeds=embeds):
             usage = _later(usage, found)
         if _is_object(document.response) and (inner := _response.decode(document.response)) is not None:
@@ -277,6 +289,9 @@ def _usage_object(raw: msgspec.Raw, document: Document, *, embeds: bool) -> Usag
     if b'"input_tokens"' in text and (b'"cache_creation' in text or b'"cache_read_input_tokens"' in text):
         messages = _anthropic_usage.decode(raw)
         return None if messages is None else anthropic.usage_of(messages)
+    if b'"total_input_tokens"' in text:
+        interaction = _interaction_usage.decode(raw)
+        return None if interaction is None else gemini.usage_of_interaction(interaction)
     found = _openai_usage.decode(raw)
     if found is None:
         return None
@@ -292,8 +307,13 @@ def _usage_beside(document: Document) -> Usage | None:
         return Usage(input_tokens=document.inputTextTokenCount, output_tokens=_titan_output(document))
     if document.generation_token_count is not None:  # Llama on Bedrock
         return Usage(input_tokens=document.prompt_token_count, output_tokens=document.generation_token_count)
-    if document.num_tokens_generated is not None:  # Aleph Alpha
-        return Usage(input_tokens=document.num_tokens_prompt_total, output_tokens=document.num_tokens_generated)
+    if document.num_tokens_generated is not None or document.num_tokens_prompt_total is not None:  # Aleph Alpha
+        generated = document.num_tokens_generated or 0  # an embedding names none
+        return Usage(input_tokens=document.num_tokens_prompt_total, output_tokens=generated)
+    if document.input_token_count is not None:  # watsonx embeddings, rerank
+        return Usage(input_tokens=document.input_token_count, output_tokens=0)
+    if document.duration is not None and document.text is not None:  # Whisper
+        return Usage(audio_seconds=document.duration)
     if document.results:  # watsonx
         into = [r.input_token_count for r in document.results if r.input_token_count is not None]
         out = [r.generated_token_count for r in document.results if r.generated_token_count is not None]
@@ -349,6 +369,8 @@ def pieces(raw: Any) -> Iterator[Piece]:
         if isinstance(message := raw.get("message"), dict):
             yield from openai.message_pieces(0, message)
         return
+    if "generation_id" in raw or "chat_history" in raw:  # Cohere on Bedrock
+        yield from cohere.pieces(raw)
     yield from _own_pieces(raw, ("generation", "generated_text", "completion", "outputText"))
     for name in ("results", "completions", "generations", "outputs"):
         items = raw.get(name)
@@ -380,7 +402,7 @@ _torn_fields = (
 _needles = (
     *(b'"usage"', b'"usageMetadata"', b'"meta"', b'"x_groq"', b'"finish_reason"', b'"stop_reason"', b'"error"'),
     *(b'"eval_count"', b'"done_reason"', b'"details"', b'"metrics"', b'"generated_token_count"'),
-    *(b'"generation_token_count"', b'"totalOutputTextTokenCount"'),
+    *(b'"generation_token_count"', b'"totalOutputTextTokenCount"', b'"num_tokens_generated"'),
 )
 
 SHAPE = Shape(document=_document, read=read, torn_fields=_torn_fields, needles=_needles, fold=fold, pieces=pieces)

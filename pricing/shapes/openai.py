@@ -117,8 +117,12 @@ def usage_of(
     if input_tokens is None and (embeds or output_tokens is None):
         input_tokens = raw.total_tokens  # Voyage: an embedding's total is its input.
         embeds = embeds or input_tokens is not None
-    if embeds and output_tokens is None and input_tokens is not None:
-        output_tokens = 0
+    is_gemini = model is not None and "gemini" in model
+    if output_tokens is None and input_tokens is not None:
+        if embeds or (is_gemini and raw.total_tokens is not None):
+            output_tokens = 0  # Google leaves out what is 0.
+        elif raw.total_tokens is not None and raw.total_tokens >= input_tokens:
+            output_tokens = raw.total_tokens - input_tokens
     read = _first(
         into.cached_tokens,
         raw.prompt_cache_hit_tokens,
@@ -140,10 +144,11 @@ def usage_of(
         if beside > 0:
             if beside == reasoning:
                 output_tokens += beside
-            elif not reasoning and model is not None and "gemini" in model:
+            elif not reasoning and is_gemini:
                 reasoning = beside
                 output_tokens += beside
-    if reasoning is not None and output_tokens is not None and reasoning > output_tokens:
+    is_beside = raw.total_tokens is None or raw.reasoning_tokens is not None  # else the total says that it is within
+    if is_beside and reasoning is not None and output_tokens is not None and reasoning > output_tokens:
         output_tokens += reasoning
     tools = raw.server_tool_use_details or raw.server_tool_use
     usage = Usage(
@@ -197,6 +202,8 @@ def _declared(raw: OpenAIUsage) -> Decimal | None:
 
 class Choice(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
+    usage: OpenAIUsage | None = None
+    """Moonshot's, in a stream."""
 
 
 class Groq(msgspec.Struct, frozen=True):
@@ -213,8 +220,8 @@ class Document(msgspec.Struct, frozen=True):
     x_groq: Groq | None = None
     error: Any = None
     object: str | None = None
-    duration: float | None = None
-    """Whisper's verbose transcription, in seconds."""
+    message: Any = None
+    """Of an error that is the whole event (vLLM, Mistral)."""
 
 
 def _stop_reason(document: Document) -> str | None:
@@ -227,13 +234,13 @@ def _stop_reason(document: Document) -> str | None:
 def _reported(document: Document) -> OpenAIUsage | None:
     if document.usage is not None:
         return document.usage
-    return None if document.x_groq is None else document.x_groq.usage
+    if document.x_groq is not None:
+        return document.x_groq.usage
+    return document.choices[-1].usage if document.choices else None
 
 
 def read(document: Document) -> Answer:
     raw = _reported(document)
-    if raw is None and document.duration is not None:
-        raw = OpenAIUsage(seconds=document.duration)
     usage = None
     if raw is not None:
         usage = usage_of(
@@ -259,6 +266,8 @@ def fold(documents: list[Document], body: bytes) -> Answer:
         raw = _reported(document) or raw
         if document.error and error is None:
             error = error_of(document.error)
+        elif document.object == "error" and error is None:
+            error = error_of({"message": document.message})
     done = b"[DONE]" in body[-256:]
     return Answer(
         model=model,
@@ -325,7 +334,7 @@ SHAPE = Shape(
     document=Tolerant(Document),
     read=read,
     torn_fields=("model", "usage", "service_tier", "x_groq", "object", "finish_reason", "error"),
-    needles=(b'"usage"', b'"finish_reason"', b'"error"'),
+    needles=(b'"usage"', b'"finish_reason"', b'"error"', b'"message"'),
     fold=fold,
     pieces=pieces,
 )

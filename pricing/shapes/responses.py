@@ -14,8 +14,18 @@ _PENDING = ("queued", "in_progress")
 _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 
 
+class Action(msgspec.Struct, frozen=True):
+    type: str | None = None
+
+
 class Item(msgspec.Struct, frozen=True):
     type: str | None = None
+    action: Action | None = None
+
+    @property
+    def is_search(self) -> bool:
+        """Opening a page or looking within one is a `web_search_call` too, and costs nothing."""
+        return self.type == "web_search_call" and (self.action is None or self.action.type in (None, "search"))
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -50,7 +60,7 @@ def _usage(raw: Response | Document) -> Usage | None:
     counted = raw.usage
     if raw.output and counted.server_tool_use is None and counted.server_tool_use_details is None:
         # OpenAI bills its searches by the call and counts them nowhere but in the output.
-        searches = sum(item.type == "web_search_call" for item in raw.output)
+        searches = sum(item.is_search for item in raw.output)
         if searches and counted.cost is None:
             counted = msgspec.structs.replace(counted, server_tool_use=ServerTools(searches))
     usage = usage_of(counted, model=raw.model, service_tier=raw.service_tier)
@@ -122,7 +132,7 @@ SHAPE = Shape(
     document=Tolerant(Document),
     read=read,
     torn_fields=("model", "status", "usage", "service_tier", "background"),
-    needles=(b'"usage"', b'"error"', b'"response"'),
+    needles=(b'"usage"', b'"error"', b'"response"', b'"message"'),
     fold=fold,
     pieces=pieces,
 )

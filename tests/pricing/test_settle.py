@@ -116,6 +116,19 @@ def test_a_cancelled_anthropic_stream_keeps_its_reported_input_and_estimates_its
     assert cut_streams == 18
 
 
+def test_an_embedding_through_bedrock_without_usage_has_input_and_no_output() -> None:
+    settled = settle(
+        "bedrock.invoke",
+        provider="bedrock",
+        model="cohere.embed-english-v3",
+        status=200,
+        answer=read_answer("bedrock.invoke", b'{"embeddings":[[0.1]],"response_type":"embeddings_floats"}'),
+        request_body=b'{"texts":["hello there"],"input_type":"search_document"}',
+    )
+    assert settled.source == "estimated"
+    assert (settled.usage.input_tokens, settled.usage.output_tokens) == (2, 0)
+
+
 def test_an_embedding_without_usage_has_input_and_no_output() -> None:
     settled = _settle(
         read_answer("gemini.embed", b'{"embedding":{"values":[0.1]}}'),

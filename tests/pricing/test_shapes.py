@@ -242,6 +242,84 @@ def _said(usage: Usage) -> dict[str, Any]:
             {"input_tokens": 5, "output_tokens": 6},
             id="counts as text and as decimals",
         ),
+        pytest.param(
+            "gemini.generate",
+            {"usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 26, "thoughtsTokenCount": 20,
+                               "totalTokenCount": 31}},
+            {"input_tokens": 5, "output_tokens": 26, "reasoning_tokens": 20},
+            id="Gemini: thoughts among the candidates",
+        ),
+        pytest.param(
+            "gemini.generate",
+            {"usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 6, "totalTokenCount": 50}},
+            {"input_tokens": 5, "output_tokens": 45},
+            id="Gemini: thoughts that only the total holds",
+        ),
+        pytest.param(
+            "gemini.generate",
+            {"usageMetadata": {"promptTokenCount": 5, "thoughtsTokenCount": 9}},
+            {"input_tokens": 5, "output_tokens": 9, "reasoning_tokens": 9},
+            id="Gemini: thoughts and no answer",
+        ),
+        pytest.param(
+            "gemini.generate",
+            {"usageMetadata": {"candidatesTokenCount": 6, "totalTokenCount": 50}},
+            {"input_tokens": 44, "output_tokens": 6},
+            id="Gemini: no prompt",
+        ),
+        pytest.param(
+            "other",
+            {"model": "gemini-3-pro", "status": "completed", "steps": [],
+             "usage": {"total_input_tokens": 9, "total_output_tokens": 779, "total_thought_tokens": 912,
+                       "total_cached_tokens": 4, "total_tokens": 1700}},
+            {"input_tokens": 9, "output_tokens": 1691, "reasoning_tokens": 912, "cache_read_tokens": 4},
+            id="Gemini's interactions",
+        ),
+        pytest.param(
+            "openai.chat",
+            {"model": "gemini-2.5-pro", "usage": {"prompt_tokens": 9, "total_tokens": 106}},
+            {"input_tokens": 9, "output_tokens": 97, "reasoning_tokens": 97},
+            id="Gemini by OpenAI's API: thoughts and no answer",
+        ),
+        pytest.param(
+            "openai.completions",
+            {"usage": {"prompt_tokens": 5, "total_tokens": 5}},
+            {"input_tokens": 5, "output_tokens": 0},
+            id="OpenAI: an empty completion",
+        ),
+        pytest.param(
+            "openai.chat",
+            {"usage": {"prompt_tokens": 5, "completion_tokens": 100, "total_tokens": 105,
+                       "completion_tokens_details": {"reasoning_tokens": 112}}},
+            {"input_tokens": 5, "output_tokens": 100, "reasoning_tokens": 112},
+            id="reasoning that was only estimated adds nothing to a total that fits",
+        ),
+        pytest.param(
+            "openai.responses",
+            {"usage": {"input_tokens": 5, "output_tokens": 6}, "output": [
+                {"type": "web_search_call", "action": {"type": "search", "query": "x"}},
+                {"type": "web_search_call", "action": {"type": "open_page", "url": "x"}}]},
+            {"input_tokens": 5, "output_tokens": 6, "web_searches": 1},
+            id="OpenAI: opening a page is no search",
+        ),
+        pytest.param(
+            "other",
+            {"task": "transcribe", "duration": 12.5, "text": "hi"},
+            {"audio_seconds": 12.5},
+            id="Whisper",
+        ),
+        pytest.param(
+            "other",
+            {"model_version": "2024", "embedding": [0.1], "num_tokens_prompt_total": 5},
+            {"input_tokens": 5, "output_tokens": 0},
+            id="Aleph Alpha's embedding",
+        ),
+        pytest.param(
+            "embed",
+            {"model_id": "slate", "results": [{"embedding": [0.1]}], "input_token_count": 10},
+            {"input_tokens": 10, "output_tokens": 0},
+            id="watsonx's embeddings",
+        ),
     ],
 )  # fmt: skip
 def test_documented_usage_is_read(api: str, document: dict[str, Any], said: dict[str, Any]) -> None:
@@ -295,6 +373,74 @@ def test_novas_stream_is_read_through_invoke() -> None:
     answer = read_answer("bedrock.invoke_stream", body, stream=True)
     assert answer.usage is not None
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (5, 6)
+
+
+def _stream(*events: object) -> bytes:
+    return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+
+
+@pytest.mark.parametrize(
+    ("api", "events", "counts"),
+    [
+        pytest.param(
+            "bedrock.invoke_stream",
+            [{"generation": "a", "prompt_token_count": 15, "generation_token_count": 1},
+             {"generation": "b", "prompt_token_count": None, "generation_token_count": 2},
+             {"generation": "", "prompt_token_count": None, "generation_token_count": 3, "stop_reason": "stop",
+              "amazon-bedrock-invocationMetrics": {"inputTokenCount": 15, "outputTokenCount": 3}}],
+            (15, 3),
+            id="Llama on Bedrock: the last chunk's are in its metrics too",
+        ),
+        pytest.param(
+            "other",
+            [{"type": "stream_summary", "finish_reason": "end_of_text"},
+             {"type": "completion_summary", "num_tokens_prompt_total": 1, "num_tokens_generated": 7}],
+            (1, 7),
+            id="Aleph Alpha",
+        ),
+        pytest.param(
+            "other",
+            [{"event_type": "interaction.completed", "interaction": {"model": "gemini-3", "usage": {
+                "total_input_tokens": 9, "total_output_tokens": 7, "total_tokens": 16}}}],
+            (9, 7),
+            id="Gemini's interactions",
+        ),
+        pytest.param(
+            "openai.chat",
+            [{"choices": [{"delta": {"content": "a"}}]},
+             {"choices": [{"delta": {}, "finish_reason": "stop", "usage": {"prompt_tokens": 19,
+                                                                           "completion_tokens": 13}}]}],
+            (19, 13),
+            id="Moonshot: in the choice",
+        ),
+    ],
+)  # fmt: skip
+def test_documented_usage_of_a_stream_is_read(api: str, events: list[object], counts: tuple[int, int]) -> None:
+    usage = read_answer(api, _stream(*events), stream=True).usage
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens) == counts
+
+
+def test_what_a_gemini_stream_had_reported_when_it_broke_off_is_not_its_last_word() -> None:
+    begun = {"candidates": [{"content": {"parts": [{"text": "hello"}]}}], "usageMetadata": {"promptTokenCount": 5,
+             "totalTokenCount": 5}}  # fmt: skip
+    ended = {"candidates": [{"finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 5,
+             "candidatesTokenCount": 1, "totalTokenCount": 6}}  # fmt: skip
+    assert not read_answer("gemini.stream", _stream(begun), stream=True).usage_is_final
+    assert read_answer("gemini.stream", _stream(begun, ended), stream=True).usage_is_final
+
+
+@pytest.mark.parametrize(
+    ("api", "event"),
+    [
+        ("openai.responses", {"type": "error", "code": "E", "message": "no", "param": None, "sequence_number": 1}),
+        ("openai.chat", {"object": "error", "message": "no", "type": "BadRequest", "code": 400}),
+    ],
+)
+def test_an_error_that_is_a_whole_event_is_read(api: str, event: object) -> None:
+    error = read_answer(api, _stream(event), stream=True).error
+    assert error is not None
+    assert error.message == "no"
 
 
 def test_reasoning_beside_the_completion_is_added_even_when_it_is_the_smaller() -> None:

@@ -31,6 +31,12 @@ def test_a_model_may_stand_in_the_path(path: str, model: str | None) -> None:
     assert model_in_path(path) == model
 
 
+@pytest.mark.parametrize(("publisher", "api"), [("anthropic", "anthropic.messages"), ("mistralai", "other")])
+@pytest.mark.parametrize("method", ["rawPredict", "streamRawPredict"])
+def test_a_partners_model_on_vertex_speaks_its_own_api(publisher: str, api: str, method: str) -> None:
+    assert api_of("gemini", f"/v1/projects/p/locations/l/publishers/{publisher}/models/m:{method}") == api
+
+
 def test_every_alias_leads_to_a_provider() -> None:
     assert {ALIASES[name] for name in ALIASES} <= set(catalogue())
 
