@@ -18,6 +18,8 @@ from edge.client import Client
 from edge.deadlines import NEVER, Deadlines
 from edge.outbox import Outbox
 from edge.sockets import has_left, reset
+from edge.upstream.targets import is_anthropic
+from schemas.apis import Shape
 from schemas.ids import new_id
 from schemas.settings import BoundSettings
 
@@ -158,7 +160,8 @@ class ClientConnection(asyncio.Protocol):
                 if self._client is None:
                     self._next()
             else:
-                self._malformed(errors.BadFraming(f"The request is not valid HTTP/1.1: {error}."))
+                after = f" after the header {_shown(self._headers[-1][0])}" if self._headers else ""
+                self._malformed(errors.BadFraming(f"The request is not valid HTTP/1.1: {error}{after}."))
             return
         reading = self._reading
         if reading is not None:
@@ -168,14 +171,13 @@ class ClientConnection(asyncio.Protocol):
                 reading.arrived()
             elif reading is was_reading:
                 self._beside += len(data)
-                if self._beside > self._front.bounds.header_bytes:
+                most = self._front.bounds.header_bytes
+                if self._beside > most:
                     self._end_reading()
-                    self._malformed(
-                        errors.HeadersTooLarge(f"The request's trailers have more than {self._beside} bytes.")
-                    )
+                    self._malformed(errors.HeadersTooLarge(f"The request's trailers have more than {most} bytes."))
                     return
-        elif self._head_bytes > _HEADS * (self._front.bounds.header_bytes + self._front.bounds.path_bytes):
-            self._refuse(errors.HeadersTooLarge(f"The request's head has more than {self._head_bytes} bytes."))
+        elif self._head_bytes > (most := _HEADS * (self._front.bounds.header_bytes + self._front.bounds.path_bytes)):
+            self._refuse(errors.HeadersTooLarge(f"The request's head has more than {most} bytes."))
             return
         if self._client is None:
             self._next()
@@ -376,7 +378,8 @@ class ClientConnection(asyncio.Protocol):
         metrics.refused.labels(error.code).inc()
         stranger = Client(self)
         id_ = new_id()
-        body = errors.error_body(error, "openai", id_)
+        shape: Shape = "anthropic" if is_anthropic(self._target.partition(b"?")[0].decode("latin-1")) else "openai"
+        body = errors.error_body(error, shape, id_)
         stranger.answer(error.status, errors.error_headers(error, id_), body, framed=False)
         self._close()
 
@@ -387,6 +390,10 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
             if not self._is_closed:
                 self.allow(self._front.bounds.send_timeout_s)
+
+
+def _shown(name: bytes) -> str:
+    return repr(name[:100].decode("latin-1"))
 
 
 def _to_nobody(_data: bytes) -> None:

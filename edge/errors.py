@@ -2,8 +2,9 @@
 
 EdgeError
 ├── BadHeader            400 bad_header
-├── InvalidKey           401 invalid_key
-├── Forbidden            403 forbidden
+├── KeyRefused
+│   ├── InvalidKey       401 invalid_key
+│   └── Forbidden        403 forbidden
 ├── TargetRefused        403 target_not_allowed
 ├── UnknownProvider      404 unknown_provider
 ├── HeadTimeout          408 head_timeout
@@ -25,6 +26,7 @@ import msgspec
 
 from edge.upstream.protocol import Header, PoolFull, RequestMalformed, TargetNotAllowed, UpstreamError
 from schemas.apis import Shape
+from schemas.keys import Key
 
 
 class EdgeError(Exception):
@@ -57,11 +59,19 @@ class BadFraming(EdgeError):
     status, code = 400, "bad_framing"
 
 
-class InvalidKey(EdgeError):
+class KeyRefused(EdgeError):
+    """`key` is the one that spoke, where it is known whose it is."""
+
+    def __init__(self, message: str, *, key: Key | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class InvalidKey(KeyRefused):
     status, code = 401, "invalid_key"
 
 
-class Forbidden(EdgeError):
+class Forbidden(KeyRefused):
     status, code = 403, "forbidden"
 
 

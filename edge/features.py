@@ -38,7 +38,7 @@ def _number(low: float, high: float) -> Callable[[str, str], None]:
         except ValueError:
             inside = False
         if not inside:
-            raise BadHeader(shown, text, f"a number from {low:g} to {high:g}")
+            raise BadHeader(shown, text, f"a number from {low:.15g} to {high:.15g}")
 
     return check
 

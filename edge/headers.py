@@ -9,6 +9,8 @@ from typing import NamedTuple
 from edge.errors import BadFraming, BadHeader, HeadersTooLarge
 from edge.features import FEATURES, boolean, without_credentials
 from edge.upstream.protocol import Header
+from edge.upstream.targets import TargetUrl
+from schemas.keys import KEY_MARK
 from schemas.settings import BoundSettings
 
 
@@ -36,7 +38,7 @@ class Said:
     model_override: str | None = None
     omit_request = False
     omit_response = False
-    target_url: str | None = None
+    target_url: TargetUrl | None = None
     trace_id: str | None = None
     parent_id: str | None = None
 
@@ -127,11 +129,18 @@ def read_headers(headers: Sequence[Header], bounds: BoundSettings) -> Said:
 Rule = Callable[[Said, bytes, bytes, BoundSettings], bool]
 
 
+_HOST = re.compile(rb"[A-Za-z0-9.:_~%\[\]-]*")
+
+
 def _drop(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     return False
 
 
 def _host(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
+    if said.host or not _HOST.fullmatch(value):
+        said.problem = said.problem or BadFraming(
+            f"Host is {_text(value)[:100]!r}; one is needed, and it names a host."
+        )
     said.host = value.decode("latin-1")
     return True
 
@@ -191,12 +200,15 @@ def _upgrade(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bo
     return True
 
 
+_KEY_MARK = KEY_MARK.encode()
+
+
 def _credential(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
     scheme, _, rest = value.partition(b" ")
     secret = (rest if rest and scheme.isalpha() else value).strip()
     if secret:
         said.secrets.append(secret)
-    if secret.startswith(b"sk-helio-"):
+    if secret.startswith(_KEY_MARK):
         # One of our keys where a provider's belongs: it is taken as ours, and no provider ever sees it.
         said.key = said.key or secret.decode("latin-1")
         return False
@@ -208,7 +220,8 @@ def _anthropic(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> 
     return True
 
 
-_TRACEPARENT = re.compile(rb"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+# Version ff is none, and what follows the flags in version 00 makes it none; later versions may say more.
+_TRACEPARENT = re.compile(rb"^(?!ff)(?!00-.{53})[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-|$)")
 
 
 def _traceparent(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
@@ -265,6 +278,7 @@ _PASSING = (_content_type, _content_encoding, _credential, _anthropic, _tracepar
 
 _OURS = (b"helicone-", b"heliograph-")
 _PROPERTY = "property-"
+_SHOWN_LENGTH = 100
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
 
 
@@ -290,8 +304,9 @@ def _property_rule(name: str) -> Rule:
 
     def read(said: Said, header: bytes, value: bytes, bounds: BoundSettings) -> bool:
         text = _text(value)
-        if not name:
-            raise BadHeader(shown, text, "a name after Helicone-Property-")
+        if not 0 < len(name) <= bounds.property_bytes:
+            accepted = f"a name of 1 to {bounds.property_bytes} bytes after Helicone-Property-"
+            raise BadHeader(shown[:_SHOWN_LENGTH], text, accepted)
         if len(value) > bounds.property_bytes:
             raise BadHeader(shown, text, f"at most {bounds.property_bytes} bytes")
         if len(said.properties) >= bounds.properties and name not in said.properties:
@@ -352,15 +367,19 @@ def _request_id(said: Said, text: str) -> None:
 
 
 def _omit_request(said: Said, text: str) -> None:
-    said.omit_request = boolean("Helicone-Omit-Request", text)
+    said.omit_request |= boolean("Helicone-Omit-Request", text)  # said twice, the careful word holds
 
 
 def _omit_response(said: Said, text: str) -> None:
-    said.omit_response = boolean("Helicone-Omit-Response", text)
+    said.omit_response |= boolean("Helicone-Omit-Response", text)
 
 
 def _target_url(said: Said, text: str) -> None:
-    said.target_url = text or None
+    said.target_url = TargetUrl("Helicone-Target-Url", text) if text else None
+
+
+def _api_base(said: Said, text: str) -> None:
+    said.target_url = TargetUrl("Helicone-OpenAI-Api-Base", text) if text else None
 
 
 def _plain_rule(short: str, attribute: str) -> Rule:
@@ -387,6 +406,6 @@ _SETTERS: dict[str, Callable[[Said, str], None]] = {
     "omit-request": _omit_request,
     "omit-response": _omit_response,
     "target-url": _target_url,
-    "openai-api-base": _target_url,
+    "openai-api-base": _api_base,
 }
 _LONG = {"target-url", "openai-api-base"}

@@ -21,10 +21,10 @@ from edge.headers import media_type, read_headers
 from edge.policies.auth import Auth
 from edge.recorder import Recorder
 from edge.upstream.protocol import Header, Origin, Upstream, UpstreamAnswer, UpstreamError, UpstreamRequest
-from edge.upstream.targets import Target, Targets
-from schemas.apis import Shape, api_of, model_in_path
+from edge.upstream.targets import Target, Targets, is_anthropic
+from schemas.apis import api_of, model_in_path
 from schemas.event import Attempt
-from schemas.keys import KEY_PREFIX
+from schemas.keys import KEY_MARK
 from schemas.settings import EdgeSettings
 
 log = logging.getLogger("heliograph.edge")
@@ -45,7 +45,8 @@ _NOT_PASSED_BACK = {
 }
 _QUERY_CREDENTIALS = ("key", "api_key", "apikey", "api-key", "access_token", "token", "subscription-key")
 _name_of = itemgetter(0)
-_KEY_INSIDE = "/" + KEY_PREFIX
+_KEY_INSIDE = "/" + KEY_MARK
+_KEY_MARK = KEY_MARK.encode()
 _NOWHERE = Target("unknown", "openai", Origin("https", "invalid", 443), "/")
 
 
@@ -62,12 +63,12 @@ class Proxy:
         self.in_flight = 0
 
     async def serve(self, client: Client) -> None:
-        path, _, query = _path(client.target).partition(b"?")
+        path, mark, query = _path(client.target).partition(b"?")
         call = Call(client.method.decode("latin-1"), path.decode("latin-1"))
         self.in_flight += 1
         try:
             try:
-                await self._serve(call, client, query)
+                await self._serve(call, client, mark, query)
             except UpstreamError as error:
                 await self._fail(call, client, errors.of_upstream(error))
             except errors.EdgeError as error:
@@ -84,27 +85,41 @@ class Proxy:
             if not client.answered:
                 client.cut()
             if call.key is not None and call.said is not None:
-                call.target = call.target or _NOWHERE._replace(path=call.path)
+                if call.target is None:
+                    call.target = self._asked(call)
+                    call.api = api_of(call.target.shape, call.target.path)
                 self._call_soon(self._recorder.record, call, time.perf_counter())  # behind the answer's last bytes
                 if self._recorder.crowded:
                     await self._recorder.room()
             elif call.error_code is not None:
                 metrics.refused.labels(call.error_code).inc()
 
-    async def _serve(self, call: Call, client: Client, query: bytes) -> None:
+    async def _serve(self, call: Call, client: Client, mark: bytes, query: bytes) -> None:
         settings = self._settings
         said = call.said = read_headers(client.headers, settings.bounds)
         call.secrets = said.secrets
+        if not said.host and not client.is_old:
+            said.problem = said.problem or errors.BadFraming("The request has no Host header; HTTP/1.1 needs one.")
         if call.path.startswith(_KEY_INSIDE):
             in_path, slash, rest = call.path[1:].partition("/")
             call.secrets.append(in_path.encode("latin-1"))
             said.key, call.path = said.key or in_path, slash + rest
         bounds = settings.bounds
         if query and len(query) <= bounds.path_bytes:
-            call.secrets += _query_credentials(query)
+            credentials = _query_credentials(query)
+            call.secrets += [credential.encode() for credential in credentials]
+            if _KEY_MARK in query:
+                # One of our keys where a provider's belongs: it is taken as ours, and no provider ever sees it.
+                said.key = said.key or next((text for text in credentials if text.startswith(KEY_MARK)), None)
+                query = b"&".join([part for part in query.split(b"&") if _KEY_MARK not in part])
+                mark = b"?" if query else b""
         if _KEY_INSIDE in call.path:
-            call.secrets += [part.encode("latin-1") for part in call.path.split("/") if part.startswith(KEY_PREFIX)]
-        call.key = self._auth.check(said.key)
+            call.secrets += [part.encode("latin-1") for part in call.path.split("/") if part.startswith(KEY_MARK)]
+        try:
+            call.key = self._auth.check(said.key)
+        except errors.KeyRefused as refusal:
+            call.key = refusal.key  # the row is its project's
+            raise
         if said.problem is not None:
             raise said.problem
         if len(call.path) + len(query) > bounds.path_bytes:
@@ -144,7 +159,7 @@ class Proxy:
         request = UpstreamRequest(
             origin=origin,
             method=client.method,
-            target=path + b"?" + query if query else path,
+            target=path + mark + query,
             headers=headers,
             body=body,
         )
@@ -268,7 +283,7 @@ class Proxy:
         call.outcome = (
             "timeout" if error.status == 504 else "error" if isinstance(error, errors.FAILURES) else "refused"
         )
-        shape = call.target.shape if call.target else self._shape_asked(call)
+        shape = (call.target or self._asked(call)).shape
         if isinstance(error, errors.BadFraming):
             client.keep = False  # where the next request would begin is not sure
         if not client.headed:
@@ -283,17 +298,17 @@ class Proxy:
             client.end()
         # Any other answer that breaks off has no place for words, and ending it cleanly would be a lie: it is cut.
 
-    def _shape_asked(self, call: Call) -> Shape:
-        """The API that a call without a target speaks, as far as its path and host tell."""
+    def _asked(self, call: Call) -> Target:
+        """Where a call wanted to go that was refused before, as far as its path and host tell."""
         said = call.said
         if said is not None:
             try:
                 return self._targets.find(
                     call.path, said.host, target_url=said.target_url, speaks_anthropic=said.speaks_anthropic
-                ).shape
+                )
             except errors.EdgeError:
                 pass
-        return "anthropic" if call.path.startswith("/v1/messages") else "openai"
+        return _NOWHERE._replace(path=call.path, shape="anthropic" if is_anthropic(call.path) else "openai")
 
 
 class _AnswerShape(NamedTuple):
@@ -367,6 +382,6 @@ def _host_header(origin: Origin) -> bytes:
     return f"{host}:{origin.port}".encode()
 
 
-def _query_credentials(query: bytes) -> list[bytes]:
+def _query_credentials(query: bytes) -> list[str]:
     pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-    return [value.encode() for name, value in pairs if name.lower() in _QUERY_CREDENTIALS]
+    return [value for name, value in pairs if name.lower() in _QUERY_CREDENTIALS]

@@ -10,6 +10,8 @@ Permission = Literal["proxy", "read", "write", "admin"]
 
 DEFAULT_PROJECT = "default"
 KEY_PREFIX = "sk-helio-"
+KEY_MARK = "sk-heli"
+"""How our keys begin, and Helicone's: neither may reach a provider, wherever it stands."""
 
 SNAPSHOT_KEY = "heliograph:snapshot:keys"
 """Redis key that holds the newest snapshot, as JSON."""

@@ -37,13 +37,13 @@ class Auth:
             raise NotReady("The gateway has not learnt its keys yet (Redis has not been reached). Try again shortly.")
         key = keys.get(self._hash(text)) if len(text) <= _KEY_LENGTH_MAX else None
         if key is None:
-            raise InvalidKey("The Heliograph key in Helicone-Auth is not known here.")
+            raise InvalidKey("This Heliograph key is not known here.")
         if key.revoked:
-            raise InvalidKey(f"The Heliograph key {key.name!r} has been revoked.")
+            raise InvalidKey(f"The Heliograph key {key.name!r} has been revoked.", key=key)
         if key.expires_ms is not None and key.expires_ms <= time.time() * 1000:
-            raise InvalidKey(f"The Heliograph key {key.name!r} has expired.")
+            raise InvalidKey(f"The Heliograph key {key.name!r} has expired.", key=key)
         if "proxy" not in key.permissions:
-            raise Forbidden(f"The Heliograph key {key.name!r} has no permission to call providers (proxy).")
+            raise Forbidden(f"The Heliograph key {key.name!r} has no permission to call providers (proxy).", key=key)
         return key
 
     def _hash(self, text: str) -> str:

@@ -19,6 +19,7 @@ _REMEMBERED_LENGTH = 1024
 _NEAR_LENGTH = 40
 """Names near to a longer one are not looked for: it takes time, and nobody mistypes a name like that."""
 _ANTHROPIC_PATHS = ("/v1/messages", "/v1/complete")
+_BELOW_ANTHROPIC_PATHS = tuple(path + "/" for path in _ANTHROPIC_PATHS)
 
 
 class Target(NamedTuple):
@@ -29,6 +30,13 @@ class Target(NamedTuple):
     origin: Origin
     path: str
     """Path to send, query left out."""
+
+
+class TargetUrl(NamedTuple):
+    """A URL by which a caller names the target, and the header it stood in."""
+
+    header: str
+    url: str
 
 
 class _Entry(NamedTuple):
@@ -69,19 +77,18 @@ class Targets:
         self._found = lru_cache(_FOUND_MAX)(self._find)
         self._near = lru_cache(_FOUND_MAX)(self._near_names)
 
-    def find(self, path: str, host: str, *, target_url: str | None, speaks_anthropic: bool) -> Target:
+    def find(self, path: str, host: str, *, target_url: TargetUrl | None, speaks_anthropic: bool) -> Target:
         """`_find`, remembered: the same call goes to the same place."""
-        known = len(path) + len(host) + len(target_url or "") <= _REMEMBERED_LENGTH
+        known = len(path) + len(host) + (len(target_url.url) if target_url else 0) <= _REMEMBERED_LENGTH
         find = self._found if known else self._find
         return find(path, host, target_url=target_url, speaks_anthropic=speaks_anthropic)
 
-    def _find(self, path: str, host: str, *, target_url: str | None, speaks_anthropic: bool) -> Target:
+    def _find(self, path: str, host: str, *, target_url: TargetUrl | None, speaks_anthropic: bool) -> Target:
         """The target of a call.
 
         Args:
             path: as sent, a Heliograph key in it already cut.
             host: the Host header.
-            target_url: Helicone-Target-Url.
             speaks_anthropic: the call carries `anthropic-version`, which only Anthropic's own clients send.
 
         Raises:
@@ -100,7 +107,7 @@ class Targets:
                 return self._plain(label, path, target_url)
         first, slash, rest = path[1:].partition("/")
         if first == "v1":
-            anthropic = speaks_anthropic or path.startswith(_ANTHROPIC_PATHS)
+            anthropic = speaks_anthropic or is_anthropic(path)
             return self._plain("anthropic" if anthropic else "openai", path, target_url)
         if first == "gateway":
             return self._by_url(target_url, slash + rest)
@@ -108,17 +115,21 @@ class Targets:
             raise _unified()
         return self._named(first, slash + rest)
 
-    def _plain(self, name: str, path: str, target_url: str | None) -> Target:
+    def _plain(self, name: str, path: str, target_url: TargetUrl | None) -> Target:
         """The API of one provider, perhaps at another base (Helicone-OpenAI-Api-Base)."""
         return self._named(name, path) if target_url is None else self._by_url(target_url, path)
 
     def _named(self, name: str, path: str) -> Target:
-        entry = self._by_name.get(name)
+        entry = self._by_name.get(name) or self._by_name.get(name.lower())
         if entry is None and not name:
             raise UnknownProvider("The path names no provider. It begins with /v1/, /<provider>/ or /gateway/.")
         if entry is None:
             near = self._near(name.lower()) if len(name) <= _NEAR_LENGTH else []
-            hint = f"Near names: {', '.join(near)}." if near else "Providers are listed in schemas/providers.json."
+            hint = (
+                f"Near names: {', '.join(near)}."
+                if near
+                else "Providers are openai, anthropic, google, groq and others."
+            )
             raise UnknownProvider(
                 f"There is no provider {name[:100]!r}. A path begins with /v1/, /<provider>/ or /gateway/. {hint}"
             )
@@ -135,31 +146,37 @@ class Targets:
     def _near_names(self, name: str) -> list[str]:
         return difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.5)
 
-    def _by_url(self, url: str | None, path: str) -> Target:
+    def _by_url(self, target_url: TargetUrl | None, path: str) -> Target:
         """The target that a header names: a provider of the catalogue, or one the operator allows."""
         accepted = "an http:// or https:// URL of a provider, like https://api.together.xyz"
-        if not url:
+        if target_url is None:
             raise BadHeader("Helicone-Target-Url", "", accepted)
+        header, url = target_url
         try:
             parts = urlsplit(url.strip())
-            port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+            port = _DEFAULT_PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
         except ValueError:
-            raise BadHeader("Helicone-Target-Url", bare_url(url), accepted) from None
+            raise BadHeader(header, bare_url(url), accepted) from None
         host = (parts.hostname or "").rstrip(".")
         if not host or not port or parts.username or parts.password:
-            raise BadHeader("Helicone-Target-Url", bare_url(url), accepted)
+            raise BadHeader(header, bare_url(url), accepted)
         entry = self._by_origin.get((parts.scheme, host, port)) or next(
             (e for pattern, e in self._patterns if pattern.fullmatch(f"{parts.scheme}://{host}:{port}")), None
         )
         allowed = (host, port) in self._allowed or (host, None) in self._allowed
         if entry is None and not allowed:
+            shown = f"[{host}]" if ":" in host else host
             raise TargetRefused(
-                f"Helicone-Target-Url names {parts.scheme}://{host}:{port}, which is neither a provider of the catalogue "
+                f"{header} names {parts.scheme}://{shown}:{port}, which is neither a provider of the catalogue "
                 "nor on the operator's list (EDGE_ALLOWED_TARGETS)."
             )
         known = entry.origin is not None and entry.origin.private_allowed if entry else False
         origin = Origin(parts.scheme, host, port, private_allowed=allowed or known)
         return Target(entry.id if entry else host, entry.shape if entry else "openai", origin, path or "/")
+
+
+def is_anthropic(path: str) -> bool:
+    return path.startswith(_ANTHROPIC_PATHS) and (path in _ANTHROPIC_PATHS or path.startswith(_BELOW_ANTHROPIC_PATHS))
 
 
 def _entry(id_: str, shape: Shape, template: str, parts: list[str], given: ProviderSettings) -> _Entry:

@@ -59,7 +59,7 @@ def test_everything_ours_is_read_and_none_of_it_goes_on(prefix: str) -> None:
         ("Helicone-RateLimit-Policy", "10;u=request", "quota;w=seconds"),
         ("Helicone-Timeout", "soon", "a number"),
         ("Cache-Control", "max-age=week", "SECONDS"),
-        ("Helicone-Property-", "x", "a name after"),
+        ("Helicone-Property-", "x", "a name of 1 to 1024 bytes after"),
     ],
 )
 def test_a_bad_value_is_named_with_what_would_be_right(name: str, value: str, accepted: str) -> None:
@@ -89,6 +89,19 @@ def test_known_and_unknown_cache_directives_pass(value: str) -> None:
     said = read(("Cache-Control", value))
     assert said.problem is None
     assert forwarded(said) == {b"cache-control": value.encode()}
+
+
+def test_a_body_that_one_of_two_words_omits_is_omitted() -> None:
+    said = read(("Helicone-Omit-Request", "true"), ("Helicone-Omit-Request", "false"))
+    assert said.omit_request
+
+
+def test_a_propertys_name_is_bounded_too() -> None:
+    assert read(("Helicone-Property-" + "n" * 1024, "x")).problem is None
+    problem = read(("Helicone-Property-" + "n" * 1025, "x")).problem
+    assert problem is not None
+    assert "a name of 1 to 1024 bytes" in problem.message
+    assert len(problem.message) < 300
 
 
 @pytest.mark.parametrize(
@@ -182,7 +195,8 @@ def test_a_trace_is_kept_and_a_malformed_one_ignored() -> None:
     good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     said = read(("traceparent", good))
     assert (said.trace_id, said.parent_id) == ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
-    for bad in ("rubbish", "00-" + "0" * 32 + "-00f067aa0ba902b7-01"):
+    assert read(("traceparent", f"cc{good[2:]}-more")).trace_id == said.trace_id
+    for bad in ("rubbish", "00-" + "0" * 32 + "-00f067aa0ba902b7-01", f"ff{good[2:]}", f"{good}-more", f"{good}0"):
         said = read(("traceparent", bad))
         assert said.problem is None
         assert said.trace_id is None

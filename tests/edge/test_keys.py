@@ -79,14 +79,34 @@ async def test_each_key_is_answered_by_what_it_is(house: House, provider: Provid
         answer = await call(edge, key)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
         assert said in answer.json()["error"]["message"]
+    # Whose key it is is known of the last two: their projects see the refusals.
+    assert [(e.project_id, e.key_name, e.status, e.error_code, e.provider) for e in edge.events(2)] == [
+        ("acme", "old", 401, "invalid_key", "openai"),
+        ("acme", "reader", 403, "forbidden", "openai"),
+    ]
     # In the path, cut before forwarding; in a provider's header, never forwarded.
     assert (await call(edge, None, path=f"/{_GOOD}/v1/chat/completions")).status_code == 200
     assert provider.requests[-1].startswith(b"POST /v1/chat/completions ")
     async with httpx.AsyncClient() as client:
         await client.post(f"{edge.url}/v1/x", json={}, headers={"Authorization": f"Bearer {_GOOD}"})
+        await client.post(f"{edge.url}/v1/x?a=1&key={_GOOD}&b=%20", json={})
+    assert provider.requests[-1].startswith(b"POST /v1/x?a=1&b=%20 ")
     assert not any(_GOOD.encode() in request for request in provider.requests)
-    edge.events(2)
+    assert {(e.key_id, e.status) for e in edge.events(3)} == {("k1", 200)}
     assert _GOOD.encode() not in b"".join(p.read_bytes() for p in edge.log.parent.rglob("*.seg"))
+
+
+async def test_a_key_of_helicones_is_unknown_and_never_recorded_or_sent(house: House, provider: Provider) -> None:
+    provider.answers(_ANSWER, keep=True)
+    theirs = "sk-helicone-abcdefg-hijklmn"
+    answer = await call(house.edge, None, path=f"/{theirs}/v1/chat/completions")
+    assert (answer.status_code, theirs in answer.text) == (401, False)
+    again = await call(house.edge, _GOOD, path=f"/{theirs}/v1/chat/completions")
+    assert again.status_code == 200, again.text
+    assert house.edge.event().path == "/v1/chat/completions"
+    assert not any(theirs.encode() in request for request in provider.requests)
+    files = [path.read_bytes() for path in house.folder.rglob("*") if path.is_file()]
+    assert not any(theirs.encode() in content for content in files)
 
 
 async def test_a_revocation_is_in_force_within_a_second(house: House, provider: Provider) -> None:

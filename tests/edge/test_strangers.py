@@ -234,6 +234,25 @@ def test_a_key_longer_than_any_is_unknown_and_not_kept(tmp_path_factory: pytest.
     assert auth._hashes == {}
 
 
+@pytest.mark.parametrize("hosts", [b"", b"Host: groq.x\r\nHost: anthropic.x\r\n", b"Host: a b/../c\r\n"])
+async def test_a_call_has_one_host_and_it_is_one(edge: Edge, provider: Provider, hosts: bytes) -> None:
+    answer = await raw(edge, CALL.replace(b"Host: x\r\n", hosts))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"bad_framing" in answer
+    assert b"Host" in answer
+    assert provider.requests == []
+    event = edge.event()
+    assert (event.error_code, event.path) == ("bad_framing", "/v1/chat/completions")
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 3\r\nContent-Length: 4\r\n", b"X Y: b\r\n"])
+async def test_a_head_that_is_none_is_refused_in_the_callers_shape(edge: Edge, head: bytes) -> None:
+    answer = await raw(edge, b"POST /v1/messages?beta=true HTTP/1.1\r\nHost: x\r\nX-Last: 1\r\n" + head + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"type":"error"' in answer
+    assert b"after the header" in answer
+
+
 @pytest.mark.parametrize("path", ["//sk-helio-inside/v1/chat/completions", "/v1/sk-helio-inside/v1/chat/completions"])
 async def test_a_key_inside_the_path_is_refused_and_never_recorded_or_sent(
     edge: Edge, provider: Provider, path: str

@@ -1,7 +1,7 @@
 import pytest
 
 from edge.errors import BadHeader, EdgeError, NotBuilt, TargetRefused, UnknownProvider
-from edge.upstream.targets import Target, Targets
+from edge.upstream.targets import Target, Targets, TargetUrl
 from schemas.settings import EdgeSettings, ProviderSettings
 
 TARGETS = Targets(EdgeSettings())
@@ -15,7 +15,8 @@ def find(
     anthropic: bool = False,
     targets: Targets = TARGETS,
 ) -> Target:
-    return targets.find(path, host, target_url=url, speaks_anthropic=anthropic)
+    target_url = None if url is None else TargetUrl("Helicone-Target-Url", url)
+    return targets.find(path, host, target_url=target_url, speaks_anthropic=anthropic)
 
 
 def place(target: Target) -> str:
@@ -86,12 +87,27 @@ def test_a_target_url_that_nobody_listed_is_refused(url: str) -> None:
     "url",
     [None, "", "api.openai.com", "ftp://api.openai.com", "https://", "https://u:secret@api.openai.com",
      "https://u:secret@api.openai.com:99999/", "https://:secret@api.openai.com/", "https://secret@[api.openai.com",
-     "api.openai.com/v1?key=secret", "ftp://api.openai.com/#secret"],
+     "api.openai.com/v1?key=secret", "ftp://api.openai.com/#secret", "https://api.openai.com:0"],
 )  # fmt: skip
 def test_a_target_url_that_is_none_is_named(url: str | None) -> None:
     with pytest.raises(BadHeader, match="Helicone-Target-Url") as refusal:
         find("/gateway/v1/x", url=url)
     assert "secret" not in refusal.value.message
+
+
+def test_a_target_url_is_refused_by_the_name_of_its_header() -> None:
+    for url in ("ftp://x", "https://evil.example"):
+        with pytest.raises((BadHeader, TargetRefused), match="Helicone-OpenAI-Api-Base"):
+            TARGETS.find("/v1/x", "x", target_url=TargetUrl("Helicone-OpenAI-Api-Base", url), speaks_anthropic=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "provider"),
+    [("/v1/messages", "anthropic"), ("/v1/messages/batches", "anthropic"), ("/v1/messagesfoo", "openai"),
+     ("/v1/complete", "anthropic"), ("/v1/completions", "openai")],
+)  # fmt: skip
+def test_anthropics_paths_are_anthropics_and_none_beside_them(path: str, provider: str) -> None:
+    assert find(path).provider == provider
 
 
 def test_the_operators_list_opens_a_host_and_no_other() -> None:
