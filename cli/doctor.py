@@ -1,6 +1,7 @@
 """`heliograph doctor`: asks every part how it is, and says what to do about those that are not well."""
 
 import asyncio
+import re
 import shutil
 import sys
 import urllib.error
@@ -31,6 +32,7 @@ def doctor() -> None:
     shared = shared_settings()
     with settings_errors():
         edge, control, metrics = load(EdgeSettings), load(ControlSettings), load(MetricsSettings)
+    metrics_page = f"http://127.0.0.1:{metrics.port}/metrics"
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("Python", _python),
         ("data folder", lambda: _folder(shared)),
@@ -38,10 +40,12 @@ def doctor() -> None:
         ("ClickHouse", lambda: _clickhouse(shared)),
         ("tables", lambda: _tables(shared)),
         ("spool", lambda: _spool(shared)),
-        *([("Kafka", lambda: _kafka(shared))] if shared.kafka.bootstrap_servers is not None else []),
+        # With Kafka a planner may run on any machine; of the spools it is this one's.
+        ("Kafka", lambda: _kafka(shared)) if shared.kafka.bootstrap_servers else ("planner", lambda: _planner(shared)),
         ("edge", lambda: _service(f"http://127.0.0.1:{edge.port}/readyz", "heliograph edge")),
         ("control", lambda: _service(f"http://127.0.0.1:{control.port}/readyz", "heliograph control")),
-        ("metrics", lambda: _service(f"http://127.0.0.1:{metrics.port}/metrics", "heliograph metrics")),
+        ("metrics", lambda: _service(metrics_page, "heliograph metrics")),
+        ("workers", lambda: _workers(metrics_page)),
     ]
     wrong = 0
     for name, check in checks:
@@ -145,6 +149,26 @@ def _spool(shared: SharedSettings) -> Finding:
             f"{saw}; {dropped:,} events were dropped because it was full", "raise HELIOGRAPH_SPOOL__BYTES_MAX"
         )
     return Finding(saw)
+
+
+def _planner(shared: SharedSettings) -> Finding:
+    from ingest.log import LogError
+    from ingest.spool_plan import spool_owner
+
+    try:
+        with spool_owner(shared.data_dir / "spool"):
+            return Finding("none runs", "start everything with 'heliograph up', or this alone: heliograph plan")
+    except LogError:
+        return Finding("runs")
+
+
+def _workers(metrics_page: str) -> Finding:
+    with urllib.request.urlopen(metrics_page, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - our own address
+        found = re.search(rb"^heliograph_worker_processes ([0-9.]+)$", answer.read(), re.MULTILINE)
+    count = int(float(found[1])) if found else 0
+    if not count:
+        return Finding("none runs", "start everything with 'heliograph up', or this alone: heliograph worker")
+    return Finding(f"{count} process{'es' if count > 1 else ''}")
 
 
 def _kafka(shared: SharedSettings) -> Finding:

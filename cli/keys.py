@@ -49,7 +49,9 @@ def create(
 @keys_app.command("list")
 def list_keys(project: str = typer.Option("", "--project", help="Only this project's.")) -> None:
     """Every key there is, revoked ones too; never its text."""
-    table = Table("name", "key", "project", "permissions", "state", "made", "ends", "id", box=None, header_style="dim")
+    table = Table(box=None, header_style="dim")
+    for column in ("name", "key", "project", "permissions", "state", "made", "ends", "id"):
+        table.add_column(column, overflow="fold", no_wrap=column == "id")  # an id is to be copied
 
     async def fill(keys: "Keys") -> None:
         now_ms = int(time.time() * 1000)

@@ -57,12 +57,7 @@ def up(kafka_address: str = _KAFKA) -> None:
             with settings_errors():
                 edge, control, metrics = load(EdgeSettings), load(ControlSettings), load(MetricsSettings)
                 shipper = load(ShipperSettings)
-            for name, port in (
-                ("EDGE_PORT", edge.port),
-                ("CONTROL_PORT", control.port),
-                ("METRICS_PORT", metrics.port),
-            ):
-                ports.require_free(port, purpose=name)
+            ports.require_free_each(EDGE_PORT=edge.port, CONTROL_PORT=control.port, METRICS_PORT=metrics.port)
             if shared.kafka.bootstrap_servers is not None:
                 for done in bring_topics_up_to_date(shared.kafka):
                     console.print(f"  [dim]{done}[/]")

@@ -22,7 +22,8 @@ _REMEDIES = {
     "`heliograph migrate` makes missing tables",
     "redis": "see that Redis runs and that HELIOGRAPH_REDIS__URL is its; edges go on with the keys they know",
     "database": "see that HELIOGRAPH_DATABASE_URL can be reached, or that the disk of the data folder is not full",
-    "pipeline": "see that planner and workers run (`heliograph doctor`); events are safe in the log meanwhile",
+    "pipeline": "see that what they wait for runs, and what its log says; `heliograph up` runs all of it. Events are safe "
+    "in the log meanwhile",
 }
 
 
@@ -89,5 +90,10 @@ class Health:
             return f"planning is paused: {'; '.join(page['paused'])}"
         age = page["oldest_unstored_age_s"]
         if age is not None and age > self._freshness_s:
-            return f"the oldest event without a row is {age:.0f} s old, {self._freshness_s:g} s are allowed"
+            stages = (("shipper", "unshipped"), ("planner", "unplanned"), ("workers", "outstanding"))
+            waits = [f"{page[waiting]} wait for the {stage}" for stage, waiting in stages if page[waiting]]
+            return (
+                f"the oldest event without a row is {age:.0f} s old, {self._freshness_s:g} s are allowed; "
+                + ", ".join(waits)
+            )
         return None

@@ -55,6 +55,19 @@ FIELDS: Final[dict[str, tuple[str, Kind]]] = {
     "cached": ("(cache_status = 'hit')", "boolean"),
     "path": ("path", "text"),
     "request_path": ("path", "text"),
+    # Helicone's alone: nothing here says anything of them, so that every row's is null.
+    **{
+        name: ("CAST(NULL AS Nullable(String))", "text")
+        for name in (
+            "country_code",
+            "target_url",
+            "cache_reference_id",
+            "prompt_id",
+            "prompt_version",
+            "request_referrer",
+        )
+    },
+    **{name: ("CAST(NULL AS Nullable(Bool))", "boolean") for name in ("threat", "is_passthrough_billing")},
 }
 NESTED: Final = ("properties", "search_properties", "scores")
 BODIES: Final = ("request_body", "response_body")

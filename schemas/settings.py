@@ -5,17 +5,19 @@ setting stops start-up: a mistyped bound that silently keeps its default is wors
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -24,7 +26,8 @@ from pydantic import (
     field_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableSetting
 
 from schemas.batch import DEAD_TOPIC, ENRICHED_TOPIC, REQUESTS_TOPIC
 
@@ -46,6 +49,27 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _listed(value: Any) -> Any:
+    """A list as people write one, `a, b`, or as JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('must be a list, like a, b or ["a", "b"]') from None
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _networks(value: Any) -> Any:
+    try:
+        return [ip_network(item) for item in _listed(value)]
+    except (TypeError, ValueError):
+        raise ValueError("must be networks, like 10.1.0.0/16, fd00::/8") from None
+
+
+Names = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
+Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_networks)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -330,13 +354,13 @@ class EdgeSettings(BaseSettings):
         "required", description="optional: a call without a key belongs to the default project"
     )
     snapshot_poll_s: Seconds = Field(5, description="how often keys are compared with Redis besides its messages, s")
-    allowed_targets: list[str] = Field(
+    allowed_targets: Names = Field(
         [],
-        description="hosts beside the catalogue's that Helicone-Target-Url may name, private ones too, as JSON: "
-        '["llm.example.com"]',
+        description="hosts beside the catalogue's that Helicone-Target-Url may name, private ones too: "
+        "llm.example.com, 10.1.2.3:8080",
     )
-    allowed_networks: list[IPv4Network | IPv6Network] = Field(
-        [], description='private networks a catalogue provider\'s name may lead to, as JSON: ["10.1.0.0/16"]'
+    allowed_networks: Networks = Field(
+        [], description="private networks a catalogue provider's name may lead to: 10.1.0.0/16, fd00::/8"
     )
     providers: dict[str, ProviderSettings] = Field({}, description="<ID> is the provider's id, hyphens as underscores")
     bounds: BoundSettings = BoundSettings()
@@ -561,6 +585,8 @@ def load(settings: type[S], environment: Mapping[str, str] | None = None) -> S:
             given = "" if _is_secret(variable) else f" = {problem['input']!r}"
             lines.append(f"{variable}{given}: {problem['msg'].removeprefix('Value error, ')}")
         raise SettingsError("\n".join(lines)) from None
+    except UnreadableSetting as error:
+        raise SettingsError(f"{prefix_of(settings)}…: {error}; it must be JSON") from None
 
 
 def check_names(environment: Mapping[str, str]) -> None:

@@ -189,6 +189,7 @@ class _Process:
 
     def start(self, **_: object) -> None:
         """Open everything early. What cannot be opened yet is opened by the first task that needs it."""
+        metrics.processes.set(1)
         try:
             self._open()
         except Exception:

@@ -3,10 +3,11 @@
 Several processes share one page: `PROMETHEUS_MULTIPROC_DIR` is set by whoever starts them.
 """
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
+processes = Gauge("heliograph_worker_processes", "Processes that take batches.", multiprocess_mode="livesum")
 batches = Counter(
     "heliograph_worker_batches",
     "Batches by what became of them: stored, repeated (in the ledger already), unavailable (the log or the store was "

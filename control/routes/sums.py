@@ -65,6 +65,8 @@ async def metrics(
     range_ = range_of(services, start, end)
     groups = read_groups(group_by)
     bucket_ms = read_bucket(bucket, range_) if "time" in groups else None
+    if bucket_ms is None and bucket != "auto":
+        raise BadRequest("bucket", bucket, "is the width of time, which group_by does not name")
     rank = read_rank(sort)
     if rank == "last_seen":
         raise BadRequest("sort", sort, "must be one of requests, cost, tokens")

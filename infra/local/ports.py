@@ -31,6 +31,20 @@ def require_free(port: int, *, host: str = LOOPBACK, purpose: str = "") -> None:
     raise PortTaken(f"{name} is taken by {_holder(port) or 'another process'}")
 
 
+def require_free_each(**by_setting: int) -> None:
+    """
+    Raises:
+        CannotStart: two settings name one port.
+        PortTaken, CannotStart: as `require_free`.
+    """
+    owner: dict[int, str] = {}
+    for name, port in by_setting.items():
+        if port in owner:
+            raise CannotStart(f"{owner[port]} and {name} are both {port}; each needs a port of its own")
+        owner[port] = name
+        require_free(port, purpose=name)
+
+
 def is_free(port: int, *, host: str = LOOPBACK) -> bool:
     """Whether we could listen there now.
 

@@ -90,6 +90,16 @@ async def test_each_field_and_operator_finds_its_own_rows_alone(world: World, co
     assert (counted.status_code, counted.json()) == (201, {"data": 1, "error": None})
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [leaf("threat", "equals", True), leaf("threat", "equals", False), leaf("country_code", "equals", "DE"),
+     leaf("target_url", "contains", "x"), leaf("prompt_id", "like", "%"), leaf("is_passthrough_billing", "equals", "true")],
+)  # fmt: skip
+async def test_a_field_of_helicones_of_which_nothing_is_known_fits_no_row(world: World, condition: Any) -> None:
+    world.store([world.request()])
+    assert await query(await world.client(), condition) == []
+
+
 async def test_bodies_are_searched_and_bounded(world: World) -> None:
     rows = [world.request(created_ms=NOW_MS - 1000 * (i + 1)) for i in range(3)]
     world.store(rows)
@@ -175,7 +185,7 @@ def nested(depth: int) -> Any:
     "body",
     [
         {"filter": leaf("country", "equals", "x")},
-        {"filter": leaf("country_code", "equals", "x")},
+        {"filter": leaf("colour", "equals", "x")},
         {"filter": leaf("model", "vector-contains", "x")},
         {"filter": leaf("model", "gt", "x")},
         {"filter": leaf("model", "equals", 5)},

@@ -68,6 +68,7 @@ async def test_no_text_becomes_sql(world: World, text: str) -> None:
         ("/v1/metrics?group_by=time&bucket=1x", "bucket"),
         ("/v1/metrics?group_by=time&bucket=0m", "bucket"),
         ("/v1/metrics?group_by=time&bucket=1m", "bucket"),
+        ("/v1/metrics?group_by=model&bucket=1h", "bucket"),
         ("/v1/metrics?quantiles=perhaps", "quantiles"),
         ("/v1/users?sort=name", "sort"),
         ("/v1/users?offset=-1", "offset"),

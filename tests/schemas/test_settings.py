@@ -50,6 +50,9 @@ def test_other_peoples_variables_are_none_of_ours() -> None:
         ("EDGE_AUTH", "maybe", "'required' or 'optional'"),
         ("EDGE_BOUNDS__BODY_BYTES", "-5", "greater than or equal to 1024"),
         ("EDGE_PROVIDERS__X__BASE_URL", "ftp://x", "http:// or https://"),
+        ("EDGE_ALLOWED_NETWORKS", '["x"]', "must be networks, like 10.1.0.0/16"),
+        ("EDGE_ALLOWED_NETWORKS", "10.1.2.3/8", "must be networks, like 10.1.0.0/16"),
+        ("EDGE_ALLOWED_TARGETS", "[llm.example.com", "must be a list, like a, b"),
     ],
 )
 def test_a_bad_value_is_named_with_what_would_be_right(
@@ -59,6 +62,15 @@ def test_a_bad_value_is_named_with_what_would_be_right(
     with pytest.raises(SettingsError, match=variable) as error:
         load(EdgeSettings)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("hosts", ["a.example, b.example:9", '["a.example", "b.example:9"]', "a.example,b.example:9,"])
+def test_a_list_is_read_as_people_write_it_and_as_json(env: pytest.MonkeyPatch, hosts: str) -> None:
+    env.setenv("EDGE_ALLOWED_TARGETS", hosts)
+    env.setenv("EDGE_ALLOWED_NETWORKS", "10.1.0.0/16, fd00::/8")
+    settings = load(EdgeSettings)
+    assert settings.allowed_targets == ["a.example", "b.example:9"]
+    assert [str(network) for network in settings.allowed_networks] == ["10.1.0.0/16", "fd00::/8"]
 
 
 @pytest.mark.parametrize(("requests_days", "rollup_days"), [("90", "30"), ("1000", None)])

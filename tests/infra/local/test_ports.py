@@ -23,6 +23,12 @@ def test_a_taken_port_is_named_with_the_process_that_has_it() -> None:
         ports.require_free(port, purpose="edge")
 
 
+def test_two_settings_cannot_have_one_port() -> None:
+    port = ports.pick_free()
+    with pytest.raises(CannotStart, match=f"EDGE_PORT and CONTROL_PORT are both {port}"):
+        ports.require_free_each(EDGE_PORT=port, METRICS_PORT=ports.pick_free(), CONTROL_PORT=port)
+
+
 def test_the_arguments_of_the_process_that_has_it_are_not_shown() -> None:
     listen = (
         "import socket,time; s=socket.create_server(('127.0.0.1',0)); print(s.getsockname()[1],flush=1); time.sleep(60)"
