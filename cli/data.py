@@ -72,10 +72,11 @@ def reset(yes: bool = typer.Option(False, "--yes", help="Do not ask.")) -> None:
         errors.print(f"[red]{folder} does not look like a data folder of Heliograph; nothing was deleted.[/]")
         raise typer.Exit(1)
     size = sum(os.lstat(os.path.join(root, name)).st_size for root, _, names in os.walk(folder) for name in names)
-    if not yes:
-        typer.confirm(f"Delete {folder} ({size / 1e6:,.0f} MB: every call, key and setting kept there)?", abort=True)
     try:
         with hold(folder), hold(folder / "kafka"):  # the broker of `make kafka` runs apart from `up`
+            if not yes:
+                what = f"{size / 1e6:,.0f} MB: every call, key and setting kept there"
+                typer.confirm(f"Delete {folder} ({what})?", abort=True)
             shutil.rmtree(folder)
     except FolderHeld as error:
         errors.print(f"[red]{error}[/]")

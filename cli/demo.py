@@ -68,11 +68,15 @@ def demo(
     console.print(f"Sending about {rate:g} calls a second to {base} for {minutes:g} minutes; Ctrl-C ends it earlier.")
     counts = asyncio.run(_run(base, port, minutes * 60, rate, key, seed))
     told = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.most_common())
+    if not counts["answered"]:
+        errors.print(f"[red]Of {counts.total():,} calls ({told}) none was answered.[/]")
+        if counts["status 401"]:
+            errors.print("This gateway needs a key: [cyan]heliograph keys create --name demo[/], then --key KEY.")
+        else:
+            errors.print(f"Is 'heliograph up' running on {base}?")
+        raise typer.Exit(1)
     console.print(f"Sent {counts.total():,} calls ({told}); their rows carry demo=true.")
     console.print(f"See them: [cyan]heliograph tail[/], or http://127.0.0.1:{control.port}/v1/requests")
-    if not counts["answered"]:
-        errors.print(f"[red]None was answered; is 'heliograph up' running on {base}?[/]")
-        raise typer.Exit(1)
 
 
 async def _run(base: str, port: int, seconds: float, rate: float, key: str, seed: int) -> Counter[str]:

@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
+from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from cli.environment import console, errors, settings_errors, shared_settings
@@ -19,6 +21,7 @@ keys_app = typer.Typer(help="Make, list and revoke Heliograph keys.", no_args_is
 projects_app = typer.Typer(help="Make and list projects.", no_args_is_help=True)
 
 T = TypeVar("T")
+_WIDTH_MAX = 1000
 _PROJECT = typer.Option("default", "--project", help="The project whose calls these are.")
 
 
@@ -49,9 +52,7 @@ def create(
 @keys_app.command("list")
 def list_keys(project: str = typer.Option("", "--project", help="Only this project's.")) -> None:
     """Every key there is, revoked ones too; never its text."""
-    table = Table(box=None, header_style="dim")
-    for column in ("name", "key", "project", "permissions", "state", "made", "ends", "id"):
-        table.add_column(column, overflow="fold", no_wrap=column == "id")  # an id is to be copied
+    table = Table("name", "key", "project", "permissions", "state", "made", "ends", "id", box=None, header_style="dim")
 
     async def fill(keys: "Keys") -> None:
         now_ms = int(time.time() * 1000)
@@ -64,9 +65,12 @@ def list_keys(project: str = typer.Option("", "--project", help="Only this proje
             )  # fmt: skip
 
     _run(fill)
-    console.print(
-        table if table.row_count else "There are no keys yet; make one with: heliograph keys create --name NAME"
-    )
+    if not table.row_count:
+        console.print("There are no keys yet; make one with: heliograph keys create --name NAME")
+        return
+    # As wide as it is, since ids are copied: a narrow terminal breaks the lines, and a pipe need not.
+    whole = Measurement.get(console, console.options.update(max_width=_WIDTH_MAX), table).maximum
+    Console(width=whole).print(table)
 
 
 @keys_app.command("revoke")
