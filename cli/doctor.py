@@ -40,12 +40,12 @@ def doctor() -> None:
         ("ClickHouse", lambda: _clickhouse(shared)),
         ("tables", lambda: _tables(shared)),
         ("spool", lambda: _spool(shared)),
-        # With Kafka a planner may run on any machine; of the spools it is this one's.
-        ("Kafka", lambda: _kafka(shared)) if shared.kafka.bootstrap_servers else ("planner", lambda: _planner(shared)),
+        *([("Kafka", lambda: _kafka(shared))] if shared.kafka.bootstrap_servers is not None else []),
         ("edge", lambda: _service(f"http://127.0.0.1:{edge.port}/readyz", "heliograph edge")),
         ("control", lambda: _service(f"http://127.0.0.1:{control.port}/readyz", "heliograph control")),
         ("metrics", lambda: _service(metrics_page, "heliograph metrics")),
-        ("workers", lambda: _workers(metrics_page)),
+        ("planner", lambda: _running(metrics_page, "heliograph_planners", "heliograph plan")),
+        ("workers", lambda: _running(metrics_page, "heliograph_worker_processes", "heliograph worker")),
     ]
     wrong = 0
     for name, check in checks:
@@ -151,24 +151,14 @@ def _spool(shared: SharedSettings) -> Finding:
     return Finding(saw)
 
 
-def _planner(shared: SharedSettings) -> Finding:
-    from ingest.log import LogError
-    from ingest.spool_plan import spool_owner
-
-    try:
-        with spool_owner(shared.data_dir / "spool"):
-            return Finding("none runs", "start everything with 'heliograph up', or this alone: heliograph plan")
-    except LogError:
-        return Finding("runs")
-
-
-def _workers(metrics_page: str) -> Finding:
+def _running(metrics_page: str, gauge: str, command: str) -> Finding:
+    """How many processes of a kind run here, as they count themselves."""
     with urllib.request.urlopen(metrics_page, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - our own address
-        found = re.search(rb"^heliograph_worker_processes ([0-9.]+)$", answer.read(), re.MULTILINE)
+        found = re.search(rf"^{gauge} ([0-9.]+)$".encode(), answer.read(), re.MULTILINE)
     count = int(float(found[1])) if found else 0
     if not count:
-        return Finding("none runs", "start everything with 'heliograph up', or this alone: heliograph worker")
-    return Finding(f"{count} process{'es' if count > 1 else ''}")
+        return Finding("none runs here", f"start everything with 'heliograph up', or this alone: {command}")
+    return Finding(f"{count} run{'s' if count == 1 else ''}")
 
 
 def _kafka(shared: SharedSettings) -> Finding:

@@ -92,8 +92,6 @@ class Health:
         if age is not None and age > self._freshness_s:
             stages = (("shipper", "unshipped"), ("planner", "unplanned"), ("workers", "outstanding"))
             waits = [f"{page[waiting]} wait for the {stage}" for stage, waiting in stages if page[waiting]]
-            return (
-                f"the oldest event without a row is {age:.0f} s old, {self._freshness_s:g} s are allowed; "
-                + ", ".join(waits)
-            )
+            told = [f"the oldest event without a row is {age:.0f} s old, {self._freshness_s:g} s are allowed", *waits]
+            return "; ".join(told)
         return None

@@ -139,7 +139,7 @@ class Keys:
             await connection.execute(insert(StoredKey).values(row))
             await _grow_version(connection, now_us)
         info = KeyInfo(**{**{k: v for k, v in row.items() if k != "hash"}, "permissions": allowed})  # type: ignore[arg-type]
-        return NewKey(info=info, text=key, published=await self.publish())
+        return NewKey(info=info, text=key, published=await self._publish_change())
 
     async def list_keys(self, project: str | None = None) -> list[KeyInfo]:
         """Every key, revoked ones too, oldest first; of one project, where it is named."""
@@ -174,7 +174,7 @@ class Keys:
                 )
                 await _grow_version(connection, now_us)
                 info = msgspec.structs.replace(info, revoked_ms=now_us // 1000)
-        return RevokedKey(info=info, published=await self.publish())
+        return RevokedKey(info=info, published=await self._publish_change())
 
     async def create_project(self, name: str) -> ProjectInfo:
         """Make a project. Its name is its id and never changes.
@@ -226,16 +226,23 @@ class Keys:
             )
         return KeySnapshot(version=version, keys=keys)
 
-    async def publish(self) -> bool:
-        """Write the snapshot to Redis and announce it. False: it could not be, and `reconcile` will."""
-        if self._redis is None:
-            return False
+    async def _publish_change(self) -> bool:
+        """`publish`, after a change that has been made: whoever asked for it must hear so, whatever happens now."""
         try:
-            snapshot = await self.snapshot()
+            return await self.publish()
         except ControlError as error:
-            # What was changed is changed: whoever asked for it must hear so.
             log.warning("keys are not published yet: %s", error)
             return False
+
+    async def publish(self) -> bool:
+        """Write the snapshot to Redis and announce it. False: Redis was not reached, `reconcile` will.
+
+        Raises:
+            DatabaseDown: the snapshot cannot be made.
+        """
+        if self._redis is None:
+            return False
+        snapshot = await self.snapshot()
         try:
             async with asyncio.timeout(self._redis_timeout_s):
                 written = await self._redis.eval(

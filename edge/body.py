@@ -66,7 +66,7 @@ def _read_odd(body: bytes, name_length: int) -> BodyFacts:
     except _UNREADABLE:
         return _NOTHING
     user = _string(known.user) or _string(known.safety_identifier) or _metadata_user(known.metadata)
-    return _facts(_string(known.model), known.stream == b"true", user, name_length)
+    return _facts(_string(known.model), bytes(known.stream) == b"true", user, name_length)
 
 
 def _facts(model: str | None, stream: bool, user: str | None, name_length: int) -> BodyFacts:

@@ -8,7 +8,9 @@ from schemas.settings import CaptureSettings
 
 _STEP = 64 * 1024
 _RATIO_MAX = 100
-"""A piece that unpacks to more times its size is a bomb: it would hold up everybody. Real text comes to five or ten."""
+_PIECE_BYTES = 4 * 1024 * 1024
+"""A piece that unpacks to more than this and that many times its size is a bomb: it would hold up everybody. Text comes to
+five or ten, a stream of like events to a hundred and more."""
 _NO_TAIL = bytearray()
 
 
@@ -77,7 +79,7 @@ class _CodedCapture(Capture):
         if self._unpack is None:
             super().feed(piece)
             return
-        bound = min(self._settings.decoded_bytes_max, self._decoded + len(piece) * _RATIO_MAX + _STEP)
+        bound = min(self._settings.decoded_bytes_max, self._decoded + _PIECE_BYTES + len(piece) * _RATIO_MAX)
         try:
             data = self._unpack.decompress(piece, _STEP)
             while data:

@@ -52,7 +52,10 @@ class BadHeader(EdgeError):
 def bare_url(url: str) -> str:
     """A URL as it may be shown and kept: no user, no password and no query, which may be credentials."""
     bare = url.partition("?")[0].partition("#")[0]
-    return f"…@{bare.rpartition('@')[2]}" if "@" in bare else bare
+    scheme, separator, rest = bare.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    host = f"…@{authority.rpartition('@')[2]}" if "@" in authority else authority
+    return f"{scheme}{separator}{host}{slash}{path}"
 
 
 class BadFraming(EdgeError):

@@ -128,8 +128,15 @@ def without_credentials(short: str, text: str) -> str:
     return msgspec.json.encode([_recorded(target) for target in targets]).decode()
 
 
+_RECORDED: dict[str, type | tuple[type, ...]] = {"provider": str, "model": str, "weight": (int, float)}
+
+
 def _recorded(target: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {name: target[name] for name in ("provider", "model", "weight", "onCodes") if name in target}
+    kept: dict[str, Any] = {
+        name: target[name] for name, kind in _RECORDED.items() if isinstance(target.get(name), kind)
+    }
+    if isinstance(codes := target.get("onCodes"), list):
+        kept["onCodes"] = [code for code in codes if isinstance(code, int)]
     if isinstance(url := target.get("target-url"), str):
         kept["target-url"] = bare_url(url)
     return kept

@@ -6,11 +6,11 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple
 
-from edge.errors import BadFraming, BadHeader, HeadersTooLarge
+from edge.errors import BadFraming, BadHeader, EdgeError, HeadersTooLarge
 from edge.features import FEATURES, boolean, without_credentials
 from edge.upstream.protocol import Header
 from edge.upstream.targets import TargetUrl
-from schemas.keys import KEY_MARK
+from schemas.keys import KEY_MARKS
 from schemas.settings import BoundSettings
 
 
@@ -18,8 +18,9 @@ class Said:
     """What the caller says of the call."""
 
     # What most calls leave unsaid stands here, once for all of them.
-    problem: BadFraming | BadHeader | HeadersTooLarge | None = None
+    problem: EdgeError | None = None
     """The first thing wrong with them. Kept rather than raised, so that the refusal has a row with its key."""
+    has_host = False
     host = ""
     content_type = ""
     content_length: int | None = None
@@ -137,10 +138,12 @@ def _drop(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
 
 
 def _host(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
-    if said.host or not _HOST.fullmatch(value):
+    value = value.strip()
+    if said.has_host or not _HOST.fullmatch(value):
         said.problem = said.problem or BadFraming(
             f"Host is {_text(value)[:100]!r}; one is needed, and it names a host."
         )
+    said.has_host = True
     said.host = value.decode("latin-1")
     return True
 
@@ -200,7 +203,7 @@ def _upgrade(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bo
     return True
 
 
-_KEY_MARK = KEY_MARK.encode()
+_KEY_MARKS = tuple(mark.encode() for mark in KEY_MARKS)
 
 
 def _credential(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
@@ -208,7 +211,7 @@ def _credential(said: Said, name: bytes, value: bytes, bounds: BoundSettings) ->
     secret = (rest if rest and scheme.isalpha() else value).strip()
     if secret:
         said.secrets.append(secret)
-    if secret.startswith(_KEY_MARK):
+    if secret.startswith(_KEY_MARKS):
         # One of our keys where a provider's belongs: it is taken as ours, and no provider ever sees it.
         said.key = said.key or secret.decode("latin-1")
         return False
@@ -225,7 +228,7 @@ _TRACEPARENT = re.compile(rb"^(?!ff)(?!00-.{53})[0-9a-f]{2}-([0-9a-f]{32})-([0-9
 
 
 def _traceparent(said: Said, name: bytes, value: bytes, bounds: BoundSettings) -> bool:
-    if (found := _TRACEPARENT.match(value)) and found[1].strip(b"0") and found[2].strip(b"0"):
+    if (found := _TRACEPARENT.match(value.strip())) and found[1].strip(b"0") and found[2].strip(b"0"):
         said.trace_id, said.parent_id = found[1].decode(), found[2].decode()
     return True
 

@@ -17,14 +17,14 @@ from edge.body import read_body
 from edge.call import Call
 from edge.capture import capture_of
 from edge.client import Client, ClientGone, too_large
-from edge.headers import media_type, read_headers
+from edge.headers import Said, media_type, read_headers
 from edge.policies.auth import Auth
 from edge.recorder import Recorder
 from edge.upstream.protocol import Header, Origin, Upstream, UpstreamAnswer, UpstreamError, UpstreamRequest
 from edge.upstream.targets import Target, Targets, is_anthropic
 from schemas.apis import api_of, model_in_path
 from schemas.event import Attempt
-from schemas.keys import KEY_MARK
+from schemas.keys import KEY_MARKS
 from schemas.settings import EdgeSettings
 
 log = logging.getLogger("heliograph.edge")
@@ -45,8 +45,7 @@ _NOT_PASSED_BACK = {
 }
 _QUERY_CREDENTIALS = ("key", "api_key", "apikey", "api-key", "access_token", "token", "subscription-key")
 _name_of = itemgetter(0)
-_KEY_INSIDE = "/" + KEY_MARK
-_KEY_MARK = KEY_MARK.encode()
+_KEYS_INSIDE = tuple("/" + mark for mark in KEY_MARKS)
 _NOWHERE = Target("unknown", "openai", Origin("https", "invalid", 443), "/")
 
 
@@ -68,7 +67,7 @@ class Proxy:
         self.in_flight += 1
         try:
             try:
-                await self._serve(call, client, mark, query)
+                await self._serve(call, client, mark + query)
             except UpstreamError as error:
                 await self._fail(call, client, errors.of_upstream(error))
             except errors.EdgeError as error:
@@ -94,27 +93,15 @@ class Proxy:
             elif call.error_code is not None:
                 metrics.refused.labels(call.error_code).inc()
 
-    async def _serve(self, call: Call, client: Client, mark: bytes, query: bytes) -> None:
+    async def _serve(self, call: Call, client: Client, query: bytes) -> None:
+        """`query`: with its question mark; empty: there is none."""
         settings = self._settings
         said = call.said = read_headers(client.headers, settings.bounds)
         call.secrets = said.secrets
-        if not said.host and not client.is_old:
+        if not said.has_host and not client.is_old:
             said.problem = said.problem or errors.BadFraming("The request has no Host header; HTTP/1.1 needs one.")
-        if call.path.startswith(_KEY_INSIDE):
-            in_path, slash, rest = call.path[1:].partition("/")
-            call.secrets.append(in_path.encode("latin-1"))
-            said.key, call.path = said.key or in_path, slash + rest
         bounds = settings.bounds
-        if query and len(query) <= bounds.path_bytes:
-            credentials = _query_credentials(query)
-            call.secrets += [credential.encode() for credential in credentials]
-            if _KEY_MARK in query:
-                # One of our keys where a provider's belongs: it is taken as ours, and no provider ever sees it.
-                said.key = said.key or next((text for text in credentials if text.startswith(KEY_MARK)), None)
-                query = b"&".join([part for part in query.split(b"&") if _KEY_MARK not in part])
-                mark = b"?" if query else b""
-        if _KEY_INSIDE in call.path:
-            call.secrets += [part.encode("latin-1") for part in call.path.split("/") if part.startswith(KEY_MARK)]
+        query = _without_keys(call, said, query, bounds.path_bytes)
         try:
             call.key = self._auth.check(said.key)
         except errors.KeyRefused as refusal:
@@ -125,11 +112,6 @@ class Proxy:
         if len(call.path) + len(query) > bounds.path_bytes:
             raise errors.PathTooLong(
                 f"The path and query have {len(call.path) + len(query)} bytes; at most {bounds.path_bytes} are accepted."
-            )
-        if _KEY_INSIDE in call.path:
-            raise errors.UnknownProvider(
-                "A Heliograph key stands inside the path. It belongs at its very front, as in /<key>/v1/…, or better into "
-                "the header Helicone-Auth."
             )
         if said.request_id is not None:
             call.id = said.request_id
@@ -159,7 +141,7 @@ class Proxy:
         request = UpstreamRequest(
             origin=origin,
             method=client.method,
-            target=path + mark + query,
+            target=path + query,
             headers=headers,
             body=body,
         )
@@ -382,6 +364,36 @@ def _host_header(origin: Origin) -> bytes:
     return f"{host}:{origin.port}".encode()
 
 
-def _query_credentials(query: bytes) -> list[str]:
-    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-    return [value for name, value in pairs if name.lower() in _QUERY_CREDENTIALS]
+def _without_keys(call: Call, said: Said, query: bytes, longest: int) -> bytes:
+    """Take the keys out of a call's path and query, and note the credentials in them for masking; gives the query.
+
+    One of our keys where a provider's belongs is taken as ours, and no provider ever sees it.
+    """
+    if call.path.startswith(_KEYS_INSIDE):
+        in_path, slash, rest = call.path[1:].partition("/")
+        call.secrets.append(in_path.encode("latin-1"))
+        said.key, call.path = said.key or in_path, slash + rest
+    if "/sk-" in call.path and (inside := [part for part in call.path.split("/") if part.startswith(KEY_MARKS)]):
+        call.secrets += [part.encode("latin-1") for part in inside]
+        said.problem = said.problem or errors.UnknownProvider(
+            "A Heliograph key stands inside the path. It belongs at its very front, as in /<key>/v1/…, or better into the "
+            "header Helicone-Auth."
+        )
+    if not 1 < len(query) <= longest:
+        return query
+    pairs = _pairs(query[1:])
+    call.secrets += [value.encode() for name, value in pairs if name.lower() in _QUERY_CREDENTIALS]
+    if not (ours := [value for _, value in pairs if value.startswith(KEY_MARKS)]):
+        return query
+    said.key = said.key or ours[0]
+    call.secrets += [key.encode() for key in ours]
+    kept = b"&".join([part for part in query[1:].split(b"&") if not _holds_key(part)])
+    return b"?" + kept if kept else b""
+
+
+def _pairs(query: bytes) -> list[tuple[str, str]]:
+    return parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+
+
+def _holds_key(part: bytes) -> bool:
+    return any(value.startswith(KEY_MARKS) for _, value in _pairs(part))

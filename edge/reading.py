@@ -1,30 +1,38 @@
-"""Reads an answer on the edge when its body must not leave it (Helicone-Omit-…): the counts stay true without the text."""
+"""Reads an answer on the edge when its body does not leave it: asked so, or for want of room. The counts stay true."""
 
 import msgspec
 
 from edge.call import Call
 from pricing.answer import read_answer
-from pricing.settle import settle
+from pricing.settle import as_reported, settle
 from schemas.event import Event, Reading, Usage
 
 
-def read_here(event: Event, call: Call) -> Reading:
-    """What the workers would have read from the bodies."""
+def read_here(event: Event, call: Call, *, counts: bool) -> Reading:
+    """What the workers would have read from the bodies.
+
+    Args:
+        counts: False: what the provider does not report stays unknown. Counting takes milliseconds.
+    """
     assert call.response is not None
     body = call.response.body()
     sent = call.request.body() if call.request is not None else None
     answer = read_answer(
         event.api, body.head, tail=body.tail, size=body.size, stream=event.stream, content_type=call.answer_type
     )
-    settled = settle(
-        event.api,
-        provider=event.provider,
-        model=event.model_override or answer.model or event.requested_model,
-        status=event.status,
-        answer=answer,
-        request_body=sent.head if sent else b"",
-        request_tail=sent.tail if sent else b"",
-        request_size=sent.size if sent else None,
+    settled = (
+        settle(
+            event.api,
+            provider=event.provider,
+            model=event.model_override or answer.model or event.requested_model,
+            status=event.status,
+            answer=answer,
+            request_body=sent.head if sent else b"",
+            request_tail=sent.tail if sent else b"",
+            request_size=sent.size if sent else None,
+        )
+        if counts
+        else as_reported(answer)
     )
     used = settled.usage
     return Reading(

@@ -92,9 +92,10 @@ class Recorder:
         if said.trace_id is not None:
             event.trace_id, event.parent_id = said.trace_id, said.parent_id
             event.span_id = call.id.replace("-", "")[-16:]
-        if (said.omit_request or said.omit_response or crowded) and call.response is not None:
+        omitted = said.omit_request or said.omit_response
+        if (omitted or crowded) and call.response is not None:
             try:
-                event.reading = read_here(event, call)
+                event.reading = read_here(event, call, counts=omitted)
             except Exception:  # a body nobody foresaw must not cost the call its row
                 log.exception("an answer could not be read on the edge", extra={"id": event.id})
         return event

@@ -2,6 +2,7 @@
 
 from prometheus_client import Counter, Gauge
 
+planners = Gauge("heliograph_planners", "Planners that run.", multiprocess_mode="livesum")
 batches_planned = Counter("heliograph_batches_planned", "Batches whose boundaries were written down.")
 batches_confirmed = Counter("heliograph_batches_confirmed", "Batches the planner found in the ledger.")
 batches_overdue = Counter("heliograph_batches_overdue", "Batches handed out again because they were not in the ledger.")

@@ -81,6 +81,7 @@ class Planner:
     async def run(self) -> None:
         """Turn until `stop`. Trouble from outside is said once and tried again; it never ends the planner."""
         trouble: str | None = None
+        metrics.planners.set(1)
         while not self._stopping.is_set():
             pause_s = self._settings.poll_ms / 1000
             try:

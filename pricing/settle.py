@@ -64,6 +64,12 @@ def settle(
     return _filled(api, provider, model, answer, prompt)
 
 
+def as_reported(answer: Answer) -> SettledUsage:
+    """What a call used as the provider says it, or nothing: where there is no time to count."""
+    usage = answer.usage
+    return SettledUsage("reported", usage) if usage is not None and _is_whole(usage, answer) else NOTHING
+
+
 def _is_whole(usage: Usage, answer: Answer) -> bool:
     if not answer.usage_is_final:
         return False

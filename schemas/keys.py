@@ -10,7 +10,7 @@ Permission = Literal["proxy", "read", "write", "admin"]
 
 DEFAULT_PROJECT = "default"
 KEY_PREFIX = "sk-helio-"
-KEY_MARK = "sk-heli"
+KEY_MARKS = (KEY_PREFIX, "sk-helicone-")
 """How our keys begin, and Helicone's: neither may reach a provider, wherever it stands."""
 
 SNAPSHOT_KEY = "heliograph:snapshot:keys"

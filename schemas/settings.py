@@ -27,7 +27,6 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from pydantic_settings import SettingsError as UnreadableSetting
 
 from schemas.batch import DEAD_TOPIC, ENRICHED_TOPIC, REQUESTS_TOPIC
 
@@ -53,18 +52,19 @@ def _listed(value: Any) -> Any:
     """A list as people write one, `a, b`, or as JSON."""
     if not isinstance(value, str):
         return value
-    if value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            raise ValueError('must be a list, like a, b or ["a", "b"]') from None
-    return [item.strip() for item in value.split(",") if item.strip()]
+    try:
+        items = json.loads(value)
+    except ValueError:
+        items = [item.strip() for item in value.split(",") if item.strip()]
+    if not isinstance(items, list) or not all(isinstance(item, str) and '"' not in item for item in items):
+        raise ValueError('must be a list, like a, b or ["a", "b"]')
+    return items
 
 
 def _networks(value: Any) -> Any:
     try:
         return [ip_network(item) for item in _listed(value)]
-    except (TypeError, ValueError):
+    except ValueError:
         raise ValueError("must be networks, like 10.1.0.0/16, fd00::/8") from None
 
 
@@ -585,8 +585,6 @@ def load(settings: type[S], environment: Mapping[str, str] | None = None) -> S:
             given = "" if _is_secret(variable) else f" = {problem['input']!r}"
             lines.append(f"{variable}{given}: {problem['msg'].removeprefix('Value error, ')}")
         raise SettingsError("\n".join(lines)) from None
-    except UnreadableSetting as error:
-        raise SettingsError(f"{prefix_of(settings)}…: {error}; it must be JSON") from None
 
 
 def check_names(environment: Mapping[str, str]) -> None:

@@ -274,7 +274,7 @@ def _usage(document: Document, *, embeds: bool) -> Usage | None:
         return bedrock.usage_of_metrics(document.invocation)
     if document.usage_info is not None and document.usage_info.pages_processed is not None:
         return Usage(document_pages=document.usage_info.pages_processed)
-    return _usage_beside(document)
+    return _usage_beside(document, embeds=embeds)
 
 
 def _usage_object(raw: msgspec.Raw, document: Document, *, embeds: bool) -> Usage | None:
@@ -289,7 +289,7 @@ def _usage_object(raw: msgspec.Raw, document: Document, *, embeds: bool) -> Usag
     if b'"input_tokens"' in text and (b'"cache_creation' in text or b'"cache_read_input_tokens"' in text):
         messages = _anthropic_usage.decode(raw)
         return None if messages is None else anthropic.usage_of(messages)
-    if b'"total_input_tokens"' in text:
+    if b'"total_input_tokens"' in text and b'"total_output_tokens"' in text:
         interaction = _interaction_usage.decode(raw)
         return None if interaction is None else gemini.usage_of_interaction(interaction)
     found = _openai_usage.decode(raw)
@@ -298,8 +298,10 @@ def _usage_object(raw: msgspec.Raw, document: Document, *, embeds: bool) -> Usag
     return openai.usage_of(found, model=document.model, service_tier=document.service_tier, embeds=embeds)
 
 
-def _usage_beside(document: Document) -> Usage | None:
+def _usage_beside(document: Document, *, embeds: bool) -> Usage | None:
     """Counts that stand among an answer's other fields."""
+    embeds = embeds or is_given(document.embedding) or is_given(document.embeddings)
+    none_out = 0 if embeds else None
     if document.prompt_eval_count is not None or document.eval_count is not None:  # Ollama
         embedded = is_given(document.embeddings) and document.eval_count is None
         return Usage(input_tokens=document.prompt_eval_count, output_tokens=0 if embedded else document.eval_count)
@@ -308,10 +310,10 @@ def _usage_beside(document: Document) -> Usage | None:
     if document.generation_token_count is not None:  # Llama on Bedrock
         return Usage(input_tokens=document.prompt_token_count, output_tokens=document.generation_token_count)
     if document.num_tokens_generated is not None or document.num_tokens_prompt_total is not None:  # Aleph Alpha
-        generated = document.num_tokens_generated or 0  # an embedding names none
+        generated = none_out if document.num_tokens_generated is None else document.num_tokens_generated
         return Usage(input_tokens=document.num_tokens_prompt_total, output_tokens=generated)
     if document.input_token_count is not None:  # watsonx embeddings, rerank
-        return Usage(input_tokens=document.input_token_count, output_tokens=0)
+        return Usage(input_tokens=document.input_token_count, output_tokens=none_out)
     if document.duration is not None and document.text is not None:  # Whisper
         return Usage(audio_seconds=document.duration)
     if document.results:  # watsonx

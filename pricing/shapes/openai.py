@@ -119,10 +119,11 @@ def usage_of(
         embeds = embeds or input_tokens is not None
     is_gemini = model is not None and "gemini" in model
     if output_tokens is None and input_tokens is not None:
-        if embeds or (is_gemini and raw.total_tokens is not None):
-            output_tokens = 0  # Google leaves out what is 0.
-        elif raw.total_tokens is not None and raw.total_tokens >= input_tokens:
-            output_tokens = raw.total_tokens - input_tokens
+        if embeds:
+            output_tokens = 0
+        elif raw.total_tokens is not None and raw.total_tokens > input_tokens:
+            # Google leaves out what is 0: all that came out were thoughts.
+            output_tokens = 0 if is_gemini else raw.total_tokens - input_tokens
     read = _first(
         into.cached_tokens,
         raw.prompt_cache_hit_tokens,
@@ -147,9 +148,10 @@ def usage_of(
             elif not reasoning and is_gemini:
                 reasoning = beside
                 output_tokens += beside
-    is_beside = raw.total_tokens is None or raw.reasoning_tokens is not None  # else the total says that it is within
-    if is_beside and reasoning is not None and output_tokens is not None and reasoning > output_tokens:
-        output_tokens += reasoning
+    if reasoning is not None and output_tokens is not None and reasoning > output_tokens:
+        fits = raw.total_tokens is not None and raw.total_tokens <= (input_tokens or 0) + output_tokens
+        if not fits or raw.reasoning_tokens is not None:
+            output_tokens += reasoning
     tools = raw.server_tool_use_details or raw.server_tool_use
     usage = Usage(
         input_tokens=input_tokens,
@@ -268,13 +270,14 @@ def fold(documents: list[Document], body: bytes) -> Answer:
             error = error_of(document.error)
         elif document.object == "error" and error is None:
             error = error_of({"message": document.message})
-    done = b"[DONE]" in body[-256:]
+    complete = b"[DONE]" in body[-256:] or (stop_reason is not None and error is None)
     return Answer(
         model=model,
         stop_reason=stop_reason,
         usage=None if raw is None else usage_of(raw, model=model, service_tier=tier),
+        usage_is_final=complete,
         error=error,
-        complete=done or (stop_reason is not None and error is None),
+        complete=complete,
     )
 
 

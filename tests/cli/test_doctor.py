@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cli.doctor import Finding, _service, _show
+from cli.doctor import Finding, _running, _service, _show
 from control.models import Part, Ready
 from edge.app import _ready
 from schemas.settings import EdgeSettings
@@ -90,3 +90,12 @@ def test_an_answer_in_no_form_of_ours_is_shown_as_it_is(body: bytes, told: str) 
 
 def test_a_service_that_answers_well_needs_no_remedy() -> None:
     assert asked(200, b"{}").remedy == ""
+
+
+def test_what_runs_is_what_counts_itself_on_the_metrics_page() -> None:
+    page = b"# TYPE heliograph_planners gauge\nheliograph_planners 1.0\nheliograph_worker_processes 0.0\n"
+    with answering(200, page) as url:
+        assert _running(url, "heliograph_planners", "heliograph plan") == Finding("1 runs")
+        none = _running(url, "heliograph_worker_processes", "heliograph worker")
+    assert none.saw == "none runs here"
+    assert none.remedy.endswith("this alone: heliograph worker")

@@ -14,6 +14,7 @@ from edge.body import BodyFacts, read_body
         (b'{"model": "m", "user": "u1", "metadata": {"user_id": "u2"}}', BodyFacts("m", False, "u1")),
         (b'{"model": 5, "stream": "yes", "user": ["x"], "metadata": "y"}', BodyFacts()),
         (b'{"model": "m", "user": 7, "metadata": {"user_id": "u2"}}', BodyFacts("m", False, "u2")),
+        (b'{"model": "m", "user": 42, "stream": true}', BodyFacts("m", True)),
         (b'{"model": null, "stream": null}', BodyFacts()),
         (b"[1, 2]", BodyFacts()),
         (b"{broken", BodyFacts()),

@@ -92,8 +92,16 @@ def test_known_and_unknown_cache_directives_pass(value: str) -> None:
 
 
 def test_a_body_that_one_of_two_words_omits_is_omitted() -> None:
-    said = read(("Helicone-Omit-Request", "true"), ("Helicone-Omit-Request", "false"))
-    assert said.omit_request
+    said = read(*((f"Helicone-Omit-{what}", word) for what in ("Request", "Response") for word in ("true", "false")))
+    assert (said.omit_request, said.omit_response) == (True, True)
+
+
+@pytest.mark.parametrize("host", ["x", "x:8 ", "[::1]:8080", "a_b.example", "xn--bcher-kva.example", ""])
+def test_a_host_is_read_as_it_may_be_written(host: str) -> None:
+    said = read(("Host", host))
+    assert said.problem is None
+    assert said.host == host.strip()
+    assert read(("Host", host), ("Host", "y")).problem is not None
 
 
 def test_a_propertys_name_is_bounded_too() -> None:
@@ -111,7 +119,12 @@ def test_a_propertys_name_is_bounded_too() -> None:
             "Fallbacks",
             '[{"target-url": "https://u:sk-secret@x.example/v1?key=sk-secret", "onCodes": [500], '
             '"headers": {"Authorization": "Bearer sk-secret"}, "bodyKeyOverride": {"api_key": "sk-secret"}}]',
-            '[{"onCodes":[500],"target-url":"…@x.example/v1"}]',
+            '[{"onCodes":[500],"target-url":"https://…@x.example/v1"}]',
+        ),
+        (
+            "Fallbacks",
+            '[{"target-url": "https://x.example/models/m@001", "provider": {"key": "sk-secret"}, "onCodes": ["sk-secret"]}]',
+            '[{"onCodes":[],"target-url":"https://x.example/models/m@001"}]',
         ),
         ("Fallback", '[{"provider": "openai", "model": "gpt-4o"}]', '[{"provider":"openai","model":"gpt-4o"}]'),
         ("Balance", '[{"key": "sk-secret", "weight": 2}, "sk-secret"]', '[{"weight":2}]'),
@@ -196,6 +209,7 @@ def test_a_trace_is_kept_and_a_malformed_one_ignored() -> None:
     said = read(("traceparent", good))
     assert (said.trace_id, said.parent_id) == ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
     assert read(("traceparent", f"cc{good[2:]}-more")).trace_id == said.trace_id
+    assert read(("traceparent", f"{good} ")).trace_id == said.trace_id
     for bad in ("rubbish", "00-" + "0" * 32 + "-00f067aa0ba902b7-01", f"ff{good[2:]}", f"{good}-more", f"{good}0"):
         said = read(("traceparent", bad))
         assert said.problem is None

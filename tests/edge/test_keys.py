@@ -89,10 +89,11 @@ async def test_each_key_is_answered_by_what_it_is(house: House, provider: Provid
     assert provider.requests[-1].startswith(b"POST /v1/chat/completions ")
     async with httpx.AsyncClient() as client:
         await client.post(f"{edge.url}/v1/x", json={}, headers={"Authorization": f"Bearer {_GOOD}"})
-        await client.post(f"{edge.url}/v1/x?a=1&key={_GOOD}&b=%20", json={})
-    assert provider.requests[-1].startswith(b"POST /v1/x?a=1&b=%20 ")
+        for ours in (_GOOD, _GOOD.replace("-", "%2D")):
+            await client.post(f"{edge.url}/v1/x?a=task-helio-1&key={ours}&b=%20", json={})
+            assert provider.requests[-1].startswith(b"POST /v1/x?a=task-helio-1&b=%20 ")
     assert not any(_GOOD.encode() in request for request in provider.requests)
-    assert {(e.key_id, e.status) for e in edge.events(3)} == {("k1", 200)}
+    assert {(e.key_id, e.status) for e in edge.events(4)} == {("k1", 200)}
     assert _GOOD.encode() not in b"".join(p.read_bytes() for p in edge.log.parent.rglob("*.seg"))
 
 

@@ -282,10 +282,17 @@ def _said(usage: Usage) -> dict[str, Any]:
             id="Gemini by OpenAI's API: thoughts and no answer",
         ),
         pytest.param(
-            "openai.completions",
-            {"usage": {"prompt_tokens": 5, "total_tokens": 5}},
-            {"input_tokens": 5, "output_tokens": 0},
-            id="OpenAI: an empty completion",
+            "openai.chat",
+            {"usage": {"prompt_tokens": 5, "total_tokens": 15}},
+            {"input_tokens": 5, "output_tokens": 10},
+            id="no completion, but a total",
+        ),
+        pytest.param(
+            "openai.chat",
+            {"usage": {"prompt_tokens": 32, "completion_tokens": 100, "total_tokens": 300,
+                       "completion_tokens_details": {"reasoning_tokens": 112}}},
+            {"input_tokens": 32, "output_tokens": 212, "reasoning_tokens": 112},
+            id="reasoning beside the completion under a total of yet more",
         ),
         pytest.param(
             "openai.chat",
@@ -421,6 +428,32 @@ def test_documented_usage_of_a_stream_is_read(api: str, events: list[object], co
     assert (usage.input_tokens, usage.output_tokens) == counts
 
 
+@pytest.mark.parametrize("place", ["usage", "choice"])
+def test_what_a_chat_stream_had_reported_when_it_broke_off_is_not_its_last_word(place: str) -> None:
+    counts = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}
+    choice: dict[str, Any] = {"delta": {"content": "one"}}
+    begun: dict[str, Any] = {"choices": [choice]}
+    (begun if place == "usage" else choice)["usage"] = counts
+    assert not read_answer("openai.chat", _stream(begun), stream=True).usage_is_final
+    choice["finish_reason"] = "stop"
+    assert read_answer("openai.chat", _stream(begun), stream=True).usage_is_final
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"generated_text": "a b c", "input_token_count": 5}, {"completions": [{"completion": "a b"}],
+     "num_tokens_prompt_total": 5}],
+)  # fmt: skip
+def test_a_generation_that_names_its_input_alone_is_not_said_to_have_no_output(document: dict[str, Any]) -> None:
+    usage = _usage("other", document)
+    assert (usage.input_tokens, usage.output_tokens) == (5, None)
+
+
+def test_cohere_through_bedrock_is_read_for_its_text() -> None:
+    answer = read_answer("bedrock.invoke", b'{"text": "Hello", "chat_history": [], "finish_reason": "COMPLETE"}')
+    assert answer.output == ("Hello",)
+
+
 def test_what_a_gemini_stream_had_reported_when_it_broke_off_is_not_its_last_word() -> None:
     begun = {"candidates": [{"content": {"parts": [{"text": "hello"}]}}], "usageMetadata": {"promptTokenCount": 5,
              "totalTokenCount": 5}}  # fmt: skip
@@ -438,7 +471,8 @@ def test_what_a_gemini_stream_had_reported_when_it_broke_off_is_not_its_last_wor
     ],
 )
 def test_an_error_that_is_a_whole_event_is_read(api: str, event: object) -> None:
-    error = read_answer(api, _stream(event), stream=True).error
+    before = {"model": "m", "choices": [], "response": {"model": "m"}}
+    error = read_answer(api, _stream(before, event), stream=True).error
     assert error is not None
     assert error.message == "no"
 

@@ -52,7 +52,8 @@ def test_other_peoples_variables_are_none_of_ours() -> None:
         ("EDGE_PROVIDERS__X__BASE_URL", "ftp://x", "http:// or https://"),
         ("EDGE_ALLOWED_NETWORKS", '["x"]', "must be networks, like 10.1.0.0/16"),
         ("EDGE_ALLOWED_NETWORKS", "10.1.2.3/8", "must be networks, like 10.1.0.0/16"),
-        ("EDGE_ALLOWED_TARGETS", "[llm.example.com", "must be a list, like a, b"),
+        ("EDGE_ALLOWED_TARGETS", '"llm.example.com"', "must be a list, like a, b"),
+        ("EDGE_ALLOWED_NETWORKS", "[1]", "must be networks"),
     ],
 )
 def test_a_bad_value_is_named_with_what_would_be_right(
@@ -62,6 +63,11 @@ def test_a_bad_value_is_named_with_what_would_be_right(
     with pytest.raises(SettingsError, match=variable) as error:
         load(EdgeSettings)
     assert told in str(error.value)
+
+
+def test_an_address_of_ipv6_is_no_json(env: pytest.MonkeyPatch) -> None:
+    env.setenv("EDGE_ALLOWED_TARGETS", "[::1]:8080")
+    assert load(EdgeSettings).allowed_targets == ["[::1]:8080"]
 
 
 @pytest.mark.parametrize("hosts", ["a.example, b.example:9", '["a.example", "b.example:9"]', "a.example,b.example:9,"])
