@@ -50,12 +50,8 @@ class BadHeader(EdgeError):
 
 
 def bare_url(url: str) -> str:
-    """A URL as it may be shown and kept: no user, no password and no query, which may be credentials."""
-    bare = url.partition("?")[0].partition("#")[0]
-    scheme, separator, rest = bare.rpartition("://")
-    authority, slash, path = rest.partition("/")
-    host = f"…@{authority.rpartition('@')[2]}" if "@" in authority else authority
-    return f"{scheme}{separator}{host}{slash}{path}"
+    """A URL as it may be shown and kept: not its query, and nothing of one that may hold a user and a password."""
+    return "(not shown)" if "@" in url else url.partition("?")[0].partition("#")[0]
 
 
 class BadFraming(EdgeError):

@@ -148,7 +148,7 @@ class Targets:
 
     def _by_url(self, target_url: TargetUrl | None, path: str) -> Target:
         """The target that a header names: a provider of the catalogue, or one the operator allows."""
-        accepted = "an http:// or https:// URL of a provider, like https://api.together.xyz"
+        accepted = "an http:// or https:// URL of a provider without user or password, like https://api.together.xyz"
         if target_url is None:
             raise BadHeader("Helicone-Target-Url", "", accepted)
         header, url = target_url

@@ -86,7 +86,8 @@ def test_a_target_url_that_nobody_listed_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [None, "", "api.openai.com", "ftp://api.openai.com", "https://", "https://u:secret@api.openai.com",
-     "https://u:secret@api.openai.com:99999/", "https://:secret@api.openai.com/", "https://secret@[api.openai.com",
+     "https://u:secret@api.openai.com:99999/", "https://u:sec?secret@x", "https://u:a/secret@x",
+     "https://:secret@api.openai.com/", "https://secret@[api.openai.com",
      "api.openai.com/v1?key=secret", "ftp://api.openai.com/#secret", "https://api.openai.com:0"],
 )  # fmt: skip
 def test_a_target_url_that_is_none_is_named(url: str | None) -> None:
