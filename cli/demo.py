@@ -13,7 +13,8 @@ import typer
 from cli.demo_provider import DemoProvider
 from cli.environment import console, data_dir, errors, read_env_file, settings_errors
 from infra.local.ports import remembered
-from schemas.settings import ControlSettings, EdgeSettings, load
+from schemas.settings import ControlSettings, EdgeSettings
+from schemas.variables import load
 
 if TYPE_CHECKING:
     import httpx

@@ -14,7 +14,8 @@ import typer
 from rich.markup import escape
 
 from cli.environment import console, settings_errors, shared_settings
-from schemas.settings import ControlSettings, EdgeSettings, MetricsSettings, SharedSettings, load
+from schemas.settings import ControlSettings, EdgeSettings, MetricsSettings, SharedSettings
+from schemas.variables import load
 
 _DISK_FREE_MIN = 2 * 1024**3
 _TIMEOUT_S = 5

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from cli import log_choice
 from infra.local.errors import LocalError
-from schemas.settings import SettingsError, SharedSettings, load
+from schemas.settings import SettingsError, SharedSettings
+from schemas.variables import load
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

@@ -10,7 +10,8 @@ import typer
 from cli.environment import console, errors
 from schemas.enriched import EnrichedRequest
 from schemas.event import Event
-from schemas.settings import ALL, OF_COMMANDS, Setting, prefix_of, settings_list
+from schemas.settings import ALL
+from schemas.variables import OF_COMMANDS, Setting, prefix_of, settings_list
 
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,7 +17,8 @@ import msgspec
 from infra.local.errors import CannotStart
 from infra.local.secrets import write_private
 from ingest.log import LogError, LogUnavailable, Plan
-from schemas.settings import KafkaSettings, SharedSettings, load
+from schemas.settings import KafkaSettings, SharedSettings
+from schemas.variables import load
 
 NONE = "none"
 """In place of an address: back to the spools."""

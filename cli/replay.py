@@ -11,7 +11,8 @@ from rich.markup import escape
 
 from cli.environment import console, errors, settings_errors, shared_settings
 from schemas import logs
-from schemas.settings import SharedSettings, WorkerSettings, load
+from schemas.settings import SharedSettings, WorkerSettings
+from schemas.variables import load
 
 if TYPE_CHECKING:
     from rich.progress import Progress

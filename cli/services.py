@@ -23,8 +23,8 @@ from schemas.settings import (
     SharedSettings,
     ShipperSettings,
     WorkerSettings,
-    load,
 )
+from schemas.variables import load
 
 if TYPE_CHECKING:
     from control.pipeline import LogView

@@ -9,7 +9,8 @@ import typer
 from rich.text import Text
 
 from cli.environment import console, errors, read_env_file, settings_errors
-from schemas.settings import ControlSettings, load
+from schemas.settings import ControlSettings
+from schemas.variables import load
 
 if TYPE_CHECKING:
     import httpx

@@ -21,7 +21,8 @@ from infra.local import clickhouse, kafka, ports, valkey
 from infra.local.errors import LocalError, NotReady
 from infra.local.lock import hold
 from infra.local.processes import Processes, Program, StartFailed, State, wait_predecessor
-from schemas.settings import ControlSettings, EdgeSettings, MetricsSettings, SharedSettings, ShipperSettings, load
+from schemas.settings import ControlSettings, EdgeSettings, MetricsSettings, SharedSettings, ShipperSettings
+from schemas.variables import load
 
 _READY_TIMEOUT_S = 90.0
 _WATCH_S = 0.5

@@ -26,7 +26,8 @@ from edge.upstream.stock import StockUpstream
 from edge.upstream.targets import Targets
 from ingest.spool import Spool, SpoolError, open_spool
 from schemas import logs
-from schemas.settings import EdgeSettings, SharedSettings, load
+from schemas.settings import EdgeSettings, SharedSettings
+from schemas.variables import load
 
 log = logging.getLogger("heliograph.edge")
 

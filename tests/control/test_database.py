@@ -51,7 +51,8 @@ def at(url: str, **settings: object) -> SharedSettings:
 async def test_processes_that_migrate_at_once_all_end_well(offline: SharedSettings) -> None:
     url = database_url(offline)
     program = (
-        "import asyncio; from control.keys import open_keys; from schemas.settings import SharedSettings, load\n"
+        "import asyncio; from control.keys import open_keys\n"
+        "from schemas.settings import SharedSettings; from schemas.variables import load\n"
         "async def main():\n"
         "    async with open_keys(load(SharedSettings)) as keys: print(len(await keys.list_projects()))\n"
         "asyncio.run(main())"

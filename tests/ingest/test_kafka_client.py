@@ -9,8 +9,9 @@ from pydantic import SecretStr
 
 from ingest.kafka_client import TokenProvider, admin, connection, tls_context
 from ingest.log import LogUnavailable
-from schemas.settings import KafkaSaslSettings, KafkaSettings, KafkaTlsSettings, SettingsError, load
+from schemas.settings import KafkaSaslSettings, KafkaSettings, KafkaTlsSettings, SettingsError
 from schemas.settings import SharedSettings as Shared
+from schemas.variables import load
 
 
 def settings(**changes: Any) -> KafkaSettings:

@@ -1,16 +1,8 @@
 import pytest
 
 from cli.generated import files, settings_page
-from schemas.settings import (
-    ALL,
-    EdgeSettings,
-    SettingsError,
-    SharedSettings,
-    check_names,
-    load,
-    prefix_of,
-    settings_list,
-)
+from schemas.settings import ALL, EdgeSettings, SettingsError, SharedSettings
+from schemas.variables import check_names, load, prefix_of, settings_list
 
 
 @pytest.fixture
