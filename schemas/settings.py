@@ -23,7 +23,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from schemas.batch import DEAD_TOPIC, ENRICHED_TOPIC, REQUESTS_TOPIC
 
-
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
